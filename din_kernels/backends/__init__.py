@@ -1,0 +1,145 @@
+"""Which backend serves a call.
+
+CPU tensors go to `cpu`, GPU tensors to `cuda` or `triton`, what no kernel supports to `reference`. A forced backend
+that cannot serve raises an error that names the reason; it never falls back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from din_kernels import config
+
+NAMES = ("cpu", "cuda", "triton", "reference")
+OPS = ("local_activation", "dice", "mba_penalty")
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_forced: ContextVar[tuple[str, tuple[str, ...]] | None] = ContextVar("din_kernels_backend", default=None)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks of a backend: the op, its device and dtype, and its options by name."""
+
+    op: str
+    device: str
+    dtype: Any
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class BackendError(RuntimeError):
+    """The forced backend cannot serve the call."""
+
+
+@contextlib.contextmanager
+def use_backend(name: str, ops: tuple[str, ...] = OPS):
+    """Within the block, serve `ops` by backend `name` ("cpu", "cuda", "triton" or "reference") or raise BackendError.
+
+    Raises:
+        ValueError: unknown backend or op.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     pooled = unit(query, history)
+    """
+    if name not in NAMES:
+        raise ValueError(f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
+    for op in ops:
+        if op not in OPS:
+            raise ValueError(f"ops must be among {', '.join(map(repr, OPS))}, got {op!r}")
+    token = _forced.set((name, tuple(ops)))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _package(name: str):
+    try:
+        return importlib.import_module(f"din_kernels.backends.{name}")
+    except ModuleNotFoundError as missing:
+        if missing.name != f"din_kernels.backends.{name}":
+            raise
+        return None
+
+
+def unavailable(name: str) -> str | None:
+    """Why backend `name` cannot run on this machine, or None."""
+    package = _package(name)
+    return f"this version has no {name} kernels" if package is None else package.unavailable()
+
+
+def available() -> dict[str, str | None]:
+    """For every backend: None where it runs on this machine, else the reason why it does not."""
+    return {name: unavailable(name) for name in NAMES}
+
+
+def module(name: str, op: str):
+    """The backend's module of the op, or None where it has none."""
+    try:
+        return importlib.import_module(f"din_kernels.backends.{name}.{op}")
+    except ModuleNotFoundError as missing:
+        if not missing.name.startswith("din_kernels.backends."):
+            raise
+        return None
+
+
+def refuses(name: str, request: Request) -> str | None:
+    """Why backend `name` cannot serve `request`, or None."""
+    reason = unavailable(name)
+    if reason is None:
+        served_by = module(name, request.op)
+        reason = f"it has no kernel for {request.op}" if served_by is None else served_by.refuses(request)
+    return reason
+
+
+def select(request: Request) -> str:
+    """The backend that serves `request`.
+
+    Raises:
+        BackendError: the backend forced by `use_backend` or DIN_KERNELS_BACKEND cannot serve it.
+        ValueError: DIN_KERNELS_BACKEND names no backend.
+    """
+    forced, ops = _forced.get() or (config.forced_backend(), OPS)
+    if forced is not None and request.op in ops:
+        if forced not in NAMES:
+            raise ValueError(f"DIN_KERNELS_BACKEND must be one of {', '.join(map(repr, NAMES))}, got {forced!r}")
+        reason = refuses(forced, request)
+        if reason is not None:
+            raise BackendError(f"backend {forced!r} cannot serve {request.op}: {reason}")
+        return forced
+    for name in _PREFERENCE.get(request.device, ("reference",)):
+        if refuses(name, request) is None:
+            return name
+    raise AssertionError("the reference serves every request")
+
+
+def capabilities(device: str = "cpu") -> list[tuple[str, str, str, str]]:
+    """Rows (op, option, value, backend): which backend serves which option on this machine, other options default."""
+    import torch
+
+    default = {"features": "concat", "activation": "sigmoid", "normalize": "none", "hidden_layers": 2,
+               "dice_training": False, "query_to_user": False, "layout": "packed"}  # fmt: skip
+    known = {
+        "features": ("concat", "product", "outer"),
+        "activation": ("sigmoid", "relu", "prelu", "tanh", "identity", "dice"),
+        "normalize": ("none", "softmax"),
+        "dice_training": (True,),
+        "query_to_user": (True,),
+        "layout": ("packed", "padded", "masked"),
+    }
+    rows = []
+    for option, values in known.items():
+        for value in values:
+            options = default | {option: value} | ({"activation": "dice"} if option == "dice_training" else {})
+            name = select(Request("local_activation", device, torch.float32, options))
+            rows.append(("local_activation", option, str(value), name))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        name = select(Request("local_activation", device, dtype, default))
+        rows.append(("local_activation", "dtype", str(dtype).removeprefix("torch."), name))
+    for op in OPS[1:]:
+        rows.append((op, "", "", select(Request(op, device, torch.float32))))
+    return rows

@@ -1,0 +1,46 @@
+"""Dice (paper section 5.3, equation 5)."""
+
+from __future__ import annotations
+
+import torch
+
+
+def batch_statistics(s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance `[C]` of the rows of `s [N, C]`; zeros and ones when there is no row."""
+    if s.shape[0] == 0:
+        return s.new_zeros(s.shape[1]), s.new_ones(s.shape[1])
+    mean = s.mean(0)
+    return mean, (s - mean).square().mean(0)
+
+
+def pointwise(s: torch.Tensor, alpha: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, eps: float) -> torch.Tensor:
+    """y = s (alpha + (1 - alpha) p) with p = sigmoid((s - mean) / sqrt(var + eps)); s `[N, C]`, the others `[C]`."""
+    p = torch.sigmoid((s - mean) / torch.sqrt(var + eps))
+    return s * (alpha + (1 - alpha) * p)
+
+
+def dice(
+    x: torch.Tensor,  # [..., C]
+    alpha: torch.Tensor,  # [C] or [1]
+    mean: torch.Tensor | None,  # [C], running statistics, used in evaluation
+    var: torch.Tensor | None,  # [C]
+    training: bool,
+    eps: float,
+    mask: torch.Tensor | None,  # [...] bool, true where valid
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns y `[..., C]` (0 where masked out), the statistics used `[C]`, `[C]`, and the count of valid rows (0-D)."""
+    rows = x.reshape(-1, x.shape[-1])
+    valid = rows if mask is None else rows[mask.reshape(-1)]
+    # Statistics in fp32 at least: eps = 1e-8 is lost in half precision.
+    wide = valid if valid.dtype == torch.float64 else valid.float()
+    if training:
+        mean, var = batch_statistics(wide)
+    y = pointwise(wide, alpha.to(wide.dtype), mean.to(wide.dtype), var.to(wide.dtype), eps).to(x.dtype)
+    if mask is not None:
+        y = torch.zeros_like(rows).masked_scatter(mask.reshape(-1, 1), y)
+    count = torch.tensor(valid.shape[0], device=x.device)
+    return y.reshape(x.shape), mean, var, count
+
+
+def refuses(request) -> None:
+    """The reference serves every request."""

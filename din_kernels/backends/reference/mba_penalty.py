@@ -1,0 +1,24 @@
+"""Mini-batch aware regularization as a penalty (paper section 5.1, equations 4 and 5)."""
+
+from __future__ import annotations
+
+import torch
+
+
+def mba_penalty(
+    weight: torch.Tensor,  # [V, D]
+    ids: torch.Tensor,  # any shape
+    counts: torch.Tensor,  # [V], n_j: training samples in which id j appears
+    coeff: float,
+    padding_idx: int | None,
+) -> torch.Tensor:
+    """(lambda / 2) sum over the unique ids j of the batch of ||w_j||^2 / n_j, a scalar; its gradient is lambda w_j / n_j."""
+    unique = torch.unique(ids)
+    if padding_idx is not None:
+        unique = unique[unique != padding_idx]
+    n = counts[unique].to(weight.dtype)
+    return 0.5 * coeff * (weight[unique].square().sum(1) / n).sum()
+
+
+def refuses(request) -> None:
+    """The reference serves every request."""

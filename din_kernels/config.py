@@ -1,0 +1,15 @@
+"""The one place where environment variables are read (DIN_KERNELS_ISA is read by the compiled core itself)."""
+
+from __future__ import annotations
+
+import os
+
+
+def forced_backend() -> str | None:
+    """Backend forced by DIN_KERNELS_BACKEND, or None for the automatic choice."""
+    return os.environ.get("DIN_KERNELS_BACKEND") or None
+
+
+def debug_checks() -> bool:
+    """Whether DIN_KERNELS_DEBUG_CHECKS asks for value checks that would make a GPU wait."""
+    return os.environ.get("DIN_KERNELS_DEBUG_CHECKS", "0") not in ("", "0")
