@@ -1,0 +1,259 @@
+"""Amazon reviews: the raw json files, prepared text, and the rows of the paper's released code."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from din_kernels.data import text
+from din_kernels.data.interactions import Interactions, Samples
+
+UNKNOWN_CATEGORY = "unknown"
+_ASIN = re.compile(r"""['"]asin['"]: ?['"]([^'"]*)['"]""")
+
+
+def load_amazon_prepared(
+    sequences: str | Path, item_categories: str | Path | None = None, items: str = "seen"
+) -> Interactions:
+    """Prepared text: `user item item ...` a line, oldest first, and `item category` a line.
+
+    Args:
+        sequences: the sequence file, or a folder that holds `seq.txt`, or one `seq*.txt` alone.
+        item_categories: by default `item_cate.txt` beside the sequences.
+        items: the vocabulary, from which negatives are drawn: "seen" in the sequences, or all that are "listed" with a
+            category.
+
+    Returns:
+        `Interactions` whose `user_names`, `item_names` and `category_names` are the files' ids (sorted int64 arrays for items
+        and categories).
+
+    Raises:
+        ValueError: a truncated or malformed line, a user or an item given twice, or an item without a category, with file
+            and line.
+        FileNotFoundError: no such file.
+    """
+    if items not in ("seen", "listed"):
+        raise ValueError(f"items must be 'seen' or 'listed', got {items!r}")
+    sequences = find_sequences(Path(sequences))
+    categories = Path(item_categories) if item_categories is not None else sequences.parent / "item_cate.txt"
+    table = text.parse_table(categories, text.read_bytes(categories), 2)
+    _refuse_repeats(categories, table[:, 0], "item")
+    values, offsets = text.parse_lines(sequences, text.read_bytes(sequences))
+    if (np.diff(offsets) == 0).any():
+        line = int(np.flatnonzero(np.diff(offsets) == 0)[0]) + 1
+        raise ValueError(f"{sequences}: line {line}: expected `user item item ...`, got an empty line")
+    users = values[offsets[:-1]]
+    _refuse_repeats(sequences, users, "user")
+    is_item = np.ones(len(values), bool)
+    is_item[offsets[:-1]] = False
+    raw_items = values[is_item]
+
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    place, known = text.dense_ids(raw_items, table[:, 0])
+    if not known.all():
+        at = int(np.flatnonzero(is_item)[np.flatnonzero(~known)[0]])
+        line = int(np.searchsorted(offsets, at, "right"))
+        raise ValueError(f"{sequences}: line {line}: item {values[at]} has no category in {categories}")
+    if items == "seen":
+        kept = np.zeros(len(table), bool)
+        kept[place] = True
+        table, place = table[kept], (np.cumsum(kept) - 1)[place]
+    category_names, category_ids = np.unique(table[:, 1], return_inverse=True)
+    return Interactions(
+        user_offsets=offsets - np.arange(len(offsets)),
+        item_ids=place,
+        category_ids=category_ids.reshape(-1),
+        n_categories=len(category_names),
+        user_names=users,
+        item_names=table[:, 0],
+        category_names=category_names,
+    )
+
+
+def load_amazon_reviews(reviews: str | Path, meta: str | Path) -> Interactions:
+    """The raw 5-core set: reviews (`reviewerID`, `asin`, `unixReviewTime`) and meta (`asin`, `categories`), .json or .json.gz.
+
+    Lines are JSON or Python literals (the 2014 meta files). A user's reviews are sorted by time; ties keep the file's order.
+    The category of an item is the last of its last category path, as in the paper's released code; an item that the meta file does
+    not describe gets the category "unknown".
+
+    Raises:
+        ValueError: a truncated file, a line that cannot be read, or a missing field, with file and line.
+    """
+    reviews, meta = Path(reviews), Path(meta)
+    users, items, times = [], [], []
+    for number, line in _lines(reviews):
+        record = _record(reviews, number, line)
+        users.append(_field(reviews, number, record, "reviewerID", str))
+        items.append(_field(reviews, number, record, "asin", str))
+        times.append(_field(reviews, number, record, "unixReviewTime", int))
+    user_names, user_ids = np.unique(np.array(users, dtype=str), return_inverse=True)
+    item_names, item_ids = np.unique(np.array(items, dtype=str), return_inverse=True)
+    order = np.lexsort((np.array(times, np.int64), user_ids))  # stable: ties keep the file's order
+
+    category = _read_categories(meta, set(item_names.tolist()))
+    names = [category.get(name, UNKNOWN_CATEGORY) for name in item_names.tolist()]
+    category_names, category_ids = np.unique(np.array(names, dtype=str), return_inverse=True)
+    lengths = np.bincount(user_ids, minlength=len(user_names))
+    return Interactions(
+        user_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        item_ids=item_ids[order].astype(np.int64),
+        category_ids=category_ids.astype(np.int64),
+        n_categories=len(category_names),
+        user_names=user_names,
+        item_names=item_names,
+        category_names=category_names,
+    )
+
+
+def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Interactions, Samples]:
+    """The released code's rows: `user|history|positive|negative`, or `user|history|item|label` where the last is 0 or 1.
+
+    A file is read as labelled rows when all its last fields are 0 or 1.
+
+    Args:
+        catalogue: `load_amazon_prepared(..., items="listed")`, whose items and categories the rows use.
+
+    Returns:
+        The rows' histories as `Interactions` (one "user" a row, named by the row's user), and the `Samples` over them.
+
+    Raises:
+        ValueError: a malformed line, or an item that `catalogue` does not hold, with file and line.
+    """
+    path = Path(path)
+    data = text.read_bytes(path)
+    raw = np.frombuffer(data, np.uint8)
+    newlines = np.flatnonzero(raw == ord("\n"))
+    bars = np.flatnonzero(raw == ord("|"))
+    per_line = np.diff(np.searchsorted(bars, newlines), prepend=0)
+    if (per_line != 3).any():
+        at = int(np.flatnonzero(per_line != 3)[0])
+        raise ValueError(
+            f"{path}: line {at + 1}: expected `user|history|item|item or label`, got {per_line[at] + 1} fields"
+        )
+    # Fields become lines, so that line f of the parse is field f % 4 of row f // 4.
+    values, offsets = text.parse_lines(path, data.replace(b"|", b"\n"))
+    width = np.diff(offsets).reshape(-1, 4)
+    wrong = (width[:, [0, 2, 3]] != 1).any(1)
+    if wrong.any():
+        line = int(np.flatnonzero(wrong)[0]) + 1
+        raise ValueError(
+            f"{path}: line {line}: user, item and last field must be one number each, got {width[line - 1]}"
+        )
+    begins = offsets[:-1].reshape(-1, 4)
+    labelled = bool((values[begins[:, 3]] <= 1).all())
+    is_history = np.ones(len(values), bool)
+    is_history[begins[:, [0, 2, 3]]] = False
+    raw_candidates = values[begins[:, [2] if labelled else [2, 3]]]
+
+    def dense(raw_items, row):
+        ids, known = text.dense_ids(raw_items, catalogue.item_names)
+        if not known.all():
+            at = int(np.flatnonzero(~known)[0])
+            raise ValueError(f"{path}: line {row(at) + 1}: item {raw_items[at]} is not in the catalogue")
+        return ids
+
+    rows, columns = raw_candidates.shape
+    history = dense(
+        values[is_history], lambda at: np.searchsorted(offsets, np.flatnonzero(is_history)[at], "right") // 4
+    )
+    candidates = dense(raw_candidates.ravel(), lambda at: at // columns).reshape(rows, columns)
+    user_offsets = np.concatenate([[0], np.cumsum(width[:, 1])])
+    labels = np.tile(np.array([1, 0], np.float32), (rows, 1))
+    if labelled:
+        labels = values[begins[:, 3], None].astype(np.float32)
+    interactions = replace(
+        catalogue, user_offsets=user_offsets, item_ids=history, user_names=values[begins[:, 0]], labels=None
+    )
+    return interactions, Samples(np.arange(rows), user_offsets[:-1], width[:, 1], candidates, labels)
+
+
+def find_sequences(path: Path) -> Path:
+    """The sequence file that `path` names, or the only possible one in the folder `path`."""
+    if not path.is_dir():
+        return path
+    if (path / "seq.txt").exists():
+        return path / "seq.txt"
+    found = sorted(path.glob("seq*.txt"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise ValueError(f"path must be a sequence file or a folder with one seq*.txt, got {path} with {names}")
+    return found[0]
+
+
+def _refuse_repeats(path: Path, ids: np.ndarray, what: str) -> None:
+    order = np.argsort(ids, kind="stable")
+    again = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
+    if len(again):
+        line = int(order[again + 1].min())
+        raise ValueError(f"{path}: line {line + 1}: {what} {ids[line]} was given on an earlier line")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """`(number, line)`; a compressed file that ends early, or a last line that does not end, is refused."""
+    number, line = 0, "\n"
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                yield number, line
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: line {number + 1}: the file is truncated or damaged ({error})") from error
+    if number == 0:
+        raise ValueError(f"{path}: line 1: the file is empty")
+    if not line.endswith("\n"):
+        raise ValueError(f"{path}: line {number}: no newline at the end, the file looks truncated")
+
+
+def _malformed(path: Path, number: int, complaint: str) -> ValueError:
+    return ValueError(f"{path}: line {number}: {complaint}")
+
+
+def _record(path: Path, number: int, line: str) -> dict:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        try:
+            record = ast.literal_eval(line.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            record = None
+    if not isinstance(record, dict):
+        raise _malformed(path, number, f"expected one JSON object or Python dict, got {line.strip()[:60]!r}")
+    return record
+
+
+def _field(path: Path, number: int, record: dict, name: str, kind: type):
+    value = record.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _malformed(path, number, f"{name} must be {kind.__name__}, got {value!r}")
+    return value
+
+
+def _read_categories(path: Path, wanted: set[str]) -> dict[str, str]:
+    """Item name -> category, for the `wanted` items: the other lines of a meta file, most of it, are only skimmed."""
+    category = {}
+    for number, line in _lines(path):
+        skimmed = _ASIN.search(line)
+        if skimmed and skimmed[1] not in wanted and line[0] == "{" and line.rstrip()[-1] == "}":
+            continue
+        record = _record(path, number, line)
+        name = _field(path, number, record, "asin", str)
+        if name not in wanted:
+            continue
+        paths = (
+            record.get("categories") or record.get("category") or [UNKNOWN_CATEGORY]
+        )  # "category": one flat path (2018)
+        last = paths[-1] if isinstance(paths, list) else paths
+        last = last[-1] if isinstance(last, list) and last else last
+        if not isinstance(last, str):
+            raise _malformed(path, number, f"categories must be lists of names, got {paths!r}")
+        category[name] = last
+    return category
