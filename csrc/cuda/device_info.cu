@@ -19,7 +19,7 @@ DeviceInfo device_info() {
     }
     if (error != cudaSuccess) {
         info.devices.clear();
-        info.unavailable = cudaGetErrorString(error);
+        info.unavailable = info.driver_version == 0 ? "no NVIDIA driver" : cudaGetErrorString(error);
         cudaGetLastError();  // the runtime keeps the error for its next caller otherwise
     } else if (count == 0) {
         info.unavailable = "no CUDA device";
