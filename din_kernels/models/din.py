@@ -1,0 +1,83 @@
+"""Deep Interest Network (paper section 4.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from din_kernels.data.batches import Batch
+from din_kernels.jagged import Jagged
+from din_kernels.models.base import Model, inputs_of
+from din_kernels.models.config import DINConfig
+from din_kernels.nn.local_activation import LocalActivationUnit
+
+
+class DIN(Model):
+    """Deep Interest Network: a local activation unit per behaviour sequence pools the user's history for each candidate.
+
+    Args:
+        config: fields, tables and sizes.
+
+    A history is embedded once and shared by all its candidates; it is packed, never padded.
+
+    Example:
+        >>> model = DIN(DINConfig.default(n_items=100, n_categories=5, dim=8))
+        >>> ids = {"item": torch.tensor([3, 4, 9]), "category": torch.tensor([0, 1, 1])}
+        >>> history = ids | {"offsets": torch.tensor([0, 3])}
+        >>> candidate = {"item": torch.tensor([7, 8]), "category": torch.tensor([1, 2])}
+        >>> inputs = {"candidate": candidate, "histories": {"behaviours": history}}
+        >>> model(inputs | {"query_to_user": torch.tensor([0, 0])}).shape
+        torch.Size([2])
+    """
+
+    def __init__(self, config: DINConfig):
+        super().__init__(config)
+        self.units = nn.ModuleDict({
+            name: LocalActivationUnit(
+                config.width, config.attention_hidden, config.attention_activation, config.features, config.normalize,
+                config.scale,
+            )
+            for name in config.histories
+        })  # fmt: skip
+
+    def _history(self, name: str, inputs: dict[str, Any]) -> Jagged:
+        ids = inputs["histories"][name]
+        values = self.embeddings.vectors(f"histories[{name!r}]", dict(self.config.histories[name]), ids)
+        return Jagged(values, ids["offsets"])
+
+    def interests(self, inputs: dict[str, Any], candidate: torch.Tensor) -> list[torch.Tensor]:
+        """`[Q, D]` per history, each candidate's own."""
+        histories = [self._history(name, inputs) for name in self.config.histories]
+        query, *values = self._enter("unit", "embedding", candidate, *(history.values for history in histories))
+        return [
+            unit(query, Jagged(rows, history.offsets), query_to_user=inputs.get("query_to_user"))
+            for unit, rows, history in zip(self.units.values(), values, histories, strict=True)
+        ]
+
+    @torch.no_grad()
+    def predict_weights(self, batch: Batch | dict[str, Any], history: str | None = None) -> Jagged:
+        """Attention weights of every candidate over its user's behaviours.
+
+        Args:
+            batch: as in `forward`.
+            history: which behaviour sequence; the first by default.
+
+        Returns:
+            Jagged of Q rows: row i holds the weights of candidate i, one per behaviour, oldest first.
+        """
+        inputs = inputs_of(batch)
+        name = next(iter(self.units)) if history is None else history
+        if name not in self.units:
+            raise ValueError(f"history must be one of {', '.join(map(repr, self.units))}, got {name!r}")
+        candidate = self.embeddings.vectors("candidate", self.config.candidate, inputs["candidate"])
+        training = self.training
+        self.eval()
+        try:
+            _, weights = self.units[name](
+                candidate, self._history(name, inputs), query_to_user=inputs.get("query_to_user"), return_weights=True
+            )
+        finally:
+            self.train(training)
+        return weights
