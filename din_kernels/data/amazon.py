@@ -28,16 +28,14 @@ def load_amazon_prepared(
     Args:
         sequences: the sequence file, or a folder that holds `seq.txt`, or one `seq*.txt` alone.
         item_categories: by default `item_cate.txt` beside the sequences.
-        items: the vocabulary, from which negatives are drawn: "seen" in the sequences, or all that are "listed" with a
-            category.
+        items: the vocabulary, from which negatives are drawn: "seen" in the sequences, or all "listed" with a category.
 
     Returns:
-        `Interactions` whose `user_names`, `item_names` and `category_names` are the files' ids (sorted int64 arrays for items
-        and categories).
+        `Interactions`; `user_names`, `item_names` and `category_names` are the files' ids (int64, the last two sorted).
 
     Raises:
-        ValueError: a truncated or malformed line, a user or an item given twice, or an item without a category, with file
-            and line.
+        ValueError: a truncated or malformed line, a user or an item given twice, or an item without a category, with
+            file and line.
         FileNotFoundError: no such file.
     """
     if items not in ("seen", "listed"):
@@ -79,11 +77,12 @@ def load_amazon_prepared(
 
 
 def load_amazon_reviews(reviews: str | Path, meta: str | Path) -> Interactions:
-    """The raw 5-core set: reviews (`reviewerID`, `asin`, `unixReviewTime`) and meta (`asin`, `categories`), .json or .json.gz.
+    """The raw 5-core set, .json or .json.gz.
 
-    Lines are JSON or Python literals (the 2014 meta files). A user's reviews are sorted by time; ties keep the file's order.
-    The category of an item is the last of its last category path, as in the paper's released code; an item that the meta file does
-    not describe gets the category "unknown".
+    Reviews have `reviewerID`, `asin` and `unixReviewTime`, the meta file `asin` and `categories`.
+    Lines are JSON or Python literals (the 2014 meta files). A user's reviews are sorted by time; ties keep the file's
+    order. The category of an item is the last of its last category path, as in the paper's released code; an item that
+    the meta file does not describe gets the category "unknown".
 
     Raises:
         ValueError: a truncated file, a line that cannot be read, or a missing field, with file and line.
@@ -115,7 +114,7 @@ def load_amazon_reviews(reviews: str | Path, meta: str | Path) -> Interactions:
 
 
 def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Interactions, Samples]:
-    """The released code's rows: `user|history|positive|negative`, or `user|history|item|label` where the last is 0 or 1.
+    """The released code's rows: `user|history|positive|negative` (test) or `user|history|item|label` (training).
 
     A file is read as labelled rows when all its last fields are 0 or 1.
 
@@ -139,8 +138,7 @@ def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Inter
         raise ValueError(
             f"{path}: line {at + 1}: expected `user|history|item|item or label`, got {per_line[at] + 1} fields"
         )
-    # Fields become lines, so that line f of the parse is field f % 4 of row f // 4.
-    values, offsets = text.parse_lines(path, data.replace(b"|", b"\n"))
+    values, offsets = text.parse_lines(path, data, ends=b"|\n")  # group g is field g % 4 of row g // 4
     width = np.diff(offsets).reshape(-1, 4)
     wrong = (width[:, [0, 2, 3]] != 1).any(1)
     if wrong.any():

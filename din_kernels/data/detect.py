@@ -10,10 +10,10 @@ from din_kernels.data.movielens import load_movielens
 
 
 def load(path: str | Path) -> Interactions:
-    """Loads MovieLens, raw Amazon reviews or prepared text, by what `path` (a folder, or the file of behaviours) holds.
+    """Loads MovieLens, raw Amazon reviews or prepared text, by what `path` holds: a folder, or the file of behaviours.
 
-    A folder with `ratings.*` is MovieLens; with one `reviews*.json[.gz]` and one `meta*.json[.gz]`, raw Amazon reviews; with
-    `item_cate.txt`, prepared text.
+    A folder with `ratings.*` is MovieLens; with one `reviews*.json[.gz]` and one `meta*.json[.gz]`, raw Amazon reviews;
+    with `item_cate.txt`, prepared text.
 
     Raises:
         FileNotFoundError: no such path.
@@ -37,7 +37,8 @@ def load(path: str | Path) -> Interactions:
     if (folder / "item_cate.txt").exists():
         return load_amazon_prepared(find_sequences(folder))
     raise ValueError(
-        f"path must hold ratings.csv or .dat, reviews*.json.gz with meta*.json.gz, or seq*.txt with item_cate.txt, got {path}"
+        "path must hold ratings.csv or .dat, reviews*.json.gz with meta*.json.gz, or seq*.txt with item_cate.txt, "
+        f"got {path}"
     )
 
 

@@ -1,11 +1,11 @@
 """Planted interests: data on which attention must beat sum pooling, made from a seed, without any file.
 
-Items lie in an interest (their category) and have one of a few styles in it. A user has some interests and prefers one style in
-each, whatever it prefers in the others. Both candidates of a pair come from one interest of the user: the positive has the
-style that the user prefers there, the negative another one, which the user often prefers elsewhere. So popularity and the
-share of categories say nothing, and the history as a whole says little: the few behaviours in the candidate's own interest
-decide. Sum pooling would need a direction of its own for each of INTERESTS * STYLES kinds of items, more than an embedding
-holds.
+Items lie in an interest (their category) and have one of a few styles in it. A user has some interests and prefers one
+style in each, whatever it prefers in the others. Both candidates of a pair come from one interest of the user: the
+positive has the style that the user prefers there, the negative another one, which the user often prefers elsewhere. So
+popularity and the share of categories say nothing, and the history as a whole says little: the few behaviours in the
+candidate's own interest decide. Sum pooling would need a direction of its own for each of INTERESTS * STYLES kinds of
+items, more than an embedding holds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from din_kernels.data.interactions import Interactions, Samples, Split
 
-# The difficulty, fixed once. Counting the behaviours in a candidate's interest and style ranks 97% of the pairs rightly.
+# The difficulty, fixed once. Counting the behaviours of a candidate's interest and style ranks 97% of pairs rightly.
 INTERESTS = 100
 STYLES = 4
 ITEMS_PER_STYLE = 8
@@ -29,7 +29,7 @@ TEST_FRACTION = 0.25
 
 
 class Generated(NamedTuple):
-    """`interactions` with their `split`; `item_interest [V]` and `item_style [V]` int64 tell what was planted."""
+    """`interactions` with their `split`; `item_interest [V]` and `item_style [V]`, int64, tell what was planted."""
 
     interactions: Interactions
     split: Split

@@ -1,4 +1,4 @@
-"""What users did, in time order, and the samples that are windows into it. Plain numpy; batches turn them into tensors."""
+"""What users did, in time order, and samples that are windows into it. Plain numpy; batches turn them into tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Interactions:
         item_ids: `[N]` int64.
         category_ids: `[V]` int64 when every item has one category (`category_offsets` is None), else `[C]`.
         n_categories: K, the size of the category vocabulary.
-        category_offsets: `[V + 1]` int64 or None; item v has `category_ids[category_offsets[v] : category_offsets[v + 1]]`.
+        category_offsets: `[V + 1]` int64 or None; item v has
+            `category_ids[category_offsets[v] : category_offsets[v + 1]]`.
         labels: `[N]` float32 or None; 1 for a positive behaviour, 0 for a negative one (MovieLens).
         user_names, item_names, category_names: what a dense id was called in the files, or None.
 
@@ -82,7 +83,8 @@ class Samples:
         user: `[S]` int64, the dense user id.
         history_begin: `[S]` int64, where the window starts in `item_ids`.
         history_length: `[S]` int64.
-        candidates: `[S, C]` int64 items that share the row's history: C = 2 (positive, negative) on Amazon, 1 on MovieLens.
+        candidates: `[S, C]` int64 items that share the row's history: C = 2 (positive, negative) on Amazon, 1 on
+            MovieLens.
         labels: `[S, C]` float32, 1 or 0.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +10,20 @@ import numpy as np
 from din_kernels.data import text
 from din_kernels.data.interactions import Interactions
 
-POSITIVE_RATING = 4.0
+POSITIVE_RATING = 4  # a whole number, so that fractions need not be read
+_CHUNK = 16_000_000  # bytes parsed at once: the parse needs some 20 bytes per byte of text
 _NO_GENRE = "(no genres listed)"
 
 
 def load_movielens(folder: str | Path) -> Interactions:
-    """`ratings.csv` + `movies.csv` (userId,movieId,rating,timestamp with a header) or `ratings.dat` + `movies.dat` (`::`).
+    """`ratings.csv` and `movies.csv` (`userId,movieId,rating,timestamp`, with a header), or the `.dat` files (`::`).
 
-    A rating of 4 or more is positive (label 1), every other one negative (paper, section 6.1). A user's ratings are sorted by
-    time; ties keep the file's order. The items are the rated movies; a movie's genres are its categories.
+    A rating of 4 or more is positive (label 1), every other one negative (paper, section 6.1). A user's ratings are
+    sorted by time; ties keep the file's order. The items are the rated movies; a movie's genres are its categories.
 
     Raises:
-        ValueError: a truncated or malformed line, a movie given twice, or a rated movie that is not in the movies file, with
-            file and line.
+        ValueError: a truncated or malformed line, a movie given twice, or a rated movie that is not in the movies file,
+            with file and line.
         FileNotFoundError: the folder holds neither pair of files.
     """
     folder = Path(folder)
@@ -63,29 +63,42 @@ def _read_ratings(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     """`(user, movie, positive, time)`, one entry per line after the header."""
     data = text.read_bytes(path)
     separator, header = (b"::", b"") if path.suffix == ".dat" else (b",", b"userId,movieId,rating,timestamp")
-    first_line = 1
+    at, line = 0, 1
     if header:
-        start = data.index(b"\n") + 1
-        if data[:start].strip() != header:
-            raise ValueError(
-                f"{path}: line 1: expected {header.decode()!r}, got {data[: start - 1].decode(errors='replace')!r}"
-            )
-        data, first_line = data[start:], 2
-    # Halves are the only fractions: "3.5" becomes the two numbers 3 and 5, a whole rating is given its zero.
-    pattern = rb"(?m)^(\d+)%b(\d+)%b(\d)(?:\.(\d))?%b(\d+)\r?$" % (separator, separator, separator)
-    lines = data.count(b"\n")
-    data = re.sub(pattern, lambda m: b"%b %b %b %b %b" % (m[1], m[2], m[3], m[4] or b"0", m[5]), data)
-    try:
-        table = text.parse_table(path, data, 5)
-    except ValueError:
-        for number, line in enumerate(data.split(b"\n")[:lines], first_line):
-            if len(line.split()) != 5 or not line.replace(b" ", b"").isdigit():
-                shown = line.decode(errors="replace")[:60]
-                raise ValueError(
-                    f"{path}: line {number}: expected user, movie, rating and timestamp, got {shown!r}"
-                ) from None
-        raise
-    return table[:, 0], table[:, 1], table[:, 2] + table[:, 3] / 10 >= POSITIVE_RATING, table[:, 4]
+        at, line = data.index(text.NEWLINE) + 1, 2
+        if data[:at].strip() != header:
+            got = data[:at].decode(errors="replace").strip()
+            raise ValueError(f"{path}: line 1: expected {header.decode()!r}, got {got!r}")
+    parts = [np.zeros((0, 4), np.int64)]
+    while at < len(data):
+        end = data.find(text.NEWLINE, min(at + _CHUNK, len(data) - 1)) + 1
+        parts.append(_parse_ratings(path, data[at:end], separator, line))
+        line += len(parts[-1])
+        at = end
+    user, movie, rating, time = np.concatenate(parts).T
+    return user, movie, rating >= POSITIVE_RATING, time
+
+
+def _parse_ratings(path: Path, data: bytes, separator: bytes, first_line: int) -> np.ndarray:
+    """`[lines, 4]` int64: user, movie, whole part of the rating, timestamp."""
+    # What is left of a line without its digits: user, movie, rating (with or without a fraction), timestamp.
+    whole, fraction = separator * 3, separator * 2 + b"." + separator
+    left = data.translate(None, b"0123456789\r")
+    if not set(left.splitlines()) <= {whole, fraction}:
+        at = next(at for at, kind in enumerate(left.splitlines()) if kind not in (whole, fraction))
+        raise _malformed(path, data, at, first_line)
+    values, offsets = text.parse_lines(path, data, b"\r.,:", first_line=first_line)
+    dots = np.array([kind == fraction for kind in left.splitlines()])
+    empty = np.flatnonzero(np.diff(offsets) != 4 + dots)  # a field without a digit
+    if len(empty):
+        raise _malformed(path, data, int(empty[0]), first_line)
+    begin = offsets[:-1]
+    return np.stack([values[begin], values[begin + 1], values[begin + 2], values[offsets[1:] - 1]], 1)
+
+
+def _malformed(path: Path, data: bytes, at: int, first_line: int) -> ValueError:
+    shown = data.splitlines()[at].decode(errors="replace")[:60]
+    return ValueError(f"{path}: line {at + first_line}: expected user, movie, rating and timestamp, got {shown!r}")
 
 
 def _read_movies(path: Path) -> dict[int, list[str]]:

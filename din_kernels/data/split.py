@@ -21,12 +21,12 @@ def split(interactions: Interactions, seed: int = 0, tuning: bool = False, negat
 def split_amazon(interactions: Interactions, negatives: str = "paper", seed: int = 0, tuning: bool = False) -> Split:
     """The paper's split (section 6.1): of a user's b_1 .. b_n, b_{k+1} is predicted from b_1 .. b_k.
 
-    Training takes k = 1..n-2 and the test k = n-1; with `tuning`, training takes k = 1..n-3 and validation k = n-2, and there
-    is no test. Each positive has one negative, uniform over the items and fixed by `seed`: the same pair in a tuning and
-    in a final split. A user with fewer than 2 behaviours (3 with `tuning`) has nothing to predict and is left out.
+    Training takes k = 1..n-2 and the test k = n-1; with `tuning`, training takes k = 1..n-3 and validation k = n-2, and
+    there is no test. Each positive has one negative, uniform over the items and fixed by `seed`: the same pair in a
+    tuning and in a final split. A user with fewer than 2 behaviours (3 with `tuning`) gives no sample.
 
     Args:
-        negatives: "paper" draws outside all of b_1 .. b_n, "strict" outside b_1 .. b_{k+1} alone (no look at the future).
+        negatives: "paper" draws outside all of b_1 .. b_n, "strict" outside b_1 .. b_{k+1} alone (no look ahead).
         seed: of the negatives.
         tuning: whether to hold out b_{n-1} for choosing coefficients, learning rate and epoch.
 
@@ -102,7 +102,7 @@ def split_movielens(
 def _draw_negatives(interactions, user, position, drawn, negatives, seed) -> np.ndarray:
     """`[drawn.sum()]` items, each uniform over what its sample may take: rejected draws are drawn again."""
     n_items = interactions.n_items
-    # First position of each (user, item), found by its key: a sample at k must not take an item first met at or before k.
+    # First position of each (user, item), by its key: a sample at k must not take an item first met at or before k.
     keys, first = np.unique(user * n_items + interactions.item_ids, return_index=True)
     first = position[first]
     distinct = np.bincount(keys // n_items, minlength=interactions.n_users)

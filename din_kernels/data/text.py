@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-_NEWLINE = 10
+NEWLINE = b"\n"
 _MAX_DIGITS = 18  # any such number fits int64
 
 
@@ -15,61 +15,61 @@ def read_bytes(path: Path) -> bytes:
     data = Path(path).read_bytes()
     if not data:
         raise ValueError(f"{path}: line 1: the file is empty")
-    newlines = data.count(b"\n")
-    if not data.endswith(b"\n"):
+    newlines = data.count(NEWLINE)
+    if not data.endswith(NEWLINE):
         raise ValueError(f"{path}: line {newlines + 1}: no newline at the end, the file looks truncated")
     return data
 
 
-def parse_lines(path: Path, data: bytes, separators: bytes = b" \t\r") -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers of every line, as `(values [n] int64, offsets [lines + 1] int64)`.
+def parse_lines(
+    path: Path, data: bytes, separators: bytes = b" \t\r", ends: bytes = b"\n", first_line: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers of every group, as `(values [n] int64, offsets [groups + 1] int64)`; one of `ends` ends a group.
+
+    Args:
+        path, first_line: for the complaints; `data` starts at line `first_line` of `path`.
 
     Raises:
         ValueError: a byte that is neither a digit nor a separator, or a number too long, with file and line.
     """
     raw = np.frombuffer(data, np.uint8)
     digit = (raw >= ord("0")) & (raw <= ord("9"))
-    newline = raw == _NEWLINE
-    allowed = digit | newline
-    for separator in separators:
-        allowed |= raw == separator
+    ending = np.isin(raw, np.frombuffer(ends, np.uint8))
+    allowed = digit | ending | np.isin(raw, np.frombuffer(separators, np.uint8))
+
+    def where(at: int) -> str:
+        return f"{path}: line {data.count(NEWLINE, 0, at) + first_line}"
+
     if not allowed.all():
         at = int(np.flatnonzero(~allowed)[0])
-        raise ValueError(f"{path}: line {line_of(data, at)}: expected whole numbers, got {chr(raw[at])!r}")
+        raise ValueError(f"{where(at)}: expected whole numbers, got {chr(raw[at])!r}")
     edge = np.diff(digit.astype(np.int8), prepend=0, append=0)
-    starts, ends = np.flatnonzero(edge == 1), np.flatnonzero(edge == -1)
-    width = ends - starts
+    starts, stops = np.flatnonzero(edge == 1), np.flatnonzero(edge == -1)
+    width = stops - starts
     if len(width) and width.max() > _MAX_DIGITS:
-        at = int(starts[width.argmax()])
-        raise ValueError(f"{path}: line {line_of(data, at)}: a number of {width.max()} digits does not fit int64")
-    # Digits from the right, one pass per digit place: 1.0 + 2.0 ... passes over short ids, no Python object per number.
+        at = int(width.argmax())
+        raise ValueError(f"{where(int(starts[at]))}: a number of {width[at]} digits does not fit int64")
+    # Digit places from the right, one pass each: as many passes as the longest number has digits, no object per number.
     values = np.zeros(len(starts), np.int64)
-    scale = 1
     for place in range(int(width.max()) if len(width) else 0):
-        wide = width > place
-        values[wide] += (raw[ends[wide] - 1 - place].astype(np.int64) - ord("0")) * scale
-        scale *= 10
-    offsets = np.concatenate([[0], np.searchsorted(starts, np.flatnonzero(newline))])
+        wide = np.flatnonzero(width > place)
+        values[wide] += (raw[stops[wide] - 1 - place].astype(np.int64) - ord("0")) * 10**place
+    offsets = np.concatenate([[0], np.searchsorted(starts, np.flatnonzero(ending))])
     return values, offsets
 
 
-def parse_table(path: Path, data: bytes, columns: int, separators: bytes = b" \t\r", first_line: int = 1) -> np.ndarray:
+def parse_table(path: Path, data: bytes, columns: int) -> np.ndarray:
     """`[lines, columns]` int64 from `parse_lines`, each line with exactly `columns` numbers.
 
     Raises:
         ValueError: as `parse_lines`, or a line with another number of columns.
     """
-    values, offsets = parse_lines(path, data, separators)
+    values, offsets = parse_lines(path, data)
     width = np.diff(offsets)
     if (width != columns).any():
         at = int(np.flatnonzero(width != columns)[0])
-        raise ValueError(f"{path}: line {at + first_line}: expected {columns} numbers, got {width[at]}")
+        raise ValueError(f"{path}: line {at + 1}: expected {columns} numbers, got {width[at]}")
     return values.reshape(-1, columns)
-
-
-def line_of(data: bytes, at: int) -> int:
-    """The line (from 1) that holds byte `at`."""
-    return data.count(b"\n", 0, at) + 1
 
 
 def dense_ids(raw: np.ndarray, vocabulary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,7 @@ def user_auc(labels, scores, users, weight: str = "impressions") -> UserAUC:
         labels: `[Q]`, 0 or 1.
         scores: `[Q]`.
         users: `[Q]`, integer ids.
-        weight: a user's weight: "impressions" (candidates; the paper's), "positives" (another reading of GAUC), or "none".
+        weight: a user's weight: "impressions" (its candidates, as in the paper), "positives" or "none".
 
     Raises:
         ValueError: as `auc`, an unknown `weight`, or no user with both classes.
@@ -95,7 +95,8 @@ def rela_impr(auc: float, base_auc: float) -> float:
 def _grouped_auc(labels, scores, group, n_groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`(auc [G], positives [G], negatives [G])`; the auc of a group without both classes is NaN.
 
-    With ranks r (ties share their mean rank) and P positives, M negatives: auc = (sum of r over positives - P (P + 1) / 2) / (P M).
+    With ranks r (ties share their mean rank), P positives and M negatives,
+    auc = (sum of r over positives - P (P + 1) / 2) / (P M).
     """
     order = np.lexsort((scores, group))
     group, scores, labels = group[order], scores[order], labels[order]
