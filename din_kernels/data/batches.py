@@ -85,6 +85,7 @@ def batches(
         ValueError: batch_size below 1, or max_length below 0.
 
     Example:
+        >>> from din_kernels.data import generate
         >>> generated = generate(seed=0, users=100)
         >>> batch = next(iter(batches(generated.split.train, generated.interactions, 32, shuffle=True)))
         >>> batch.query_to_user[:4].tolist()
