@@ -14,6 +14,7 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CMAKE_OPTIONS = ("DIN_KERNELS_CUDA", "DIN_KERNELS_CUDA_ARCHITECTURES")
@@ -32,11 +33,20 @@ def tool(name: str, module_directory: str) -> str:
     return found
 
 
+class CleanBuildPy(build_py):
+    """A wheel holds the files of this version alone: setuptools would keep those of earlier builds."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 class CMakeBuild(build_ext):
     """Builds every compiled module of the package in one CMake run."""
 
-    def build_extension(self, extension: Extension) -> None:
-        package = Path(self.get_ext_fullpath(extension.name)).resolve().parent
+    def run(self) -> None:
+        package = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()) / "din_kernels"
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # kept, so that the next build is incremental
         cmake = tool("cmake", "CMAKE_BIN_DIR")
         configure = [
@@ -54,4 +64,7 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "--install", str(build), "--prefix", str(package)], check=True)
 
 
-setup(ext_modules=[Extension("din_kernels._cpu", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("din_kernels._cpu", sources=[])],
+    cmdclass={"build_py": CleanBuildPy, "build_ext": CMakeBuild},
+)
