@@ -15,7 +15,7 @@ from din_kernels.nn.local_activation import LocalActivationUnit
 
 
 class DIN(Model):
-    """Deep Interest Network: a local activation unit per behaviour sequence pools the user's history for each candidate.
+    """Deep Interest Network: a local activation unit pools each behaviour sequence per candidate.
 
     Args:
         config: fields, tables and sizes.
@@ -41,6 +41,11 @@ class DIN(Model):
             )
             for name in config.histories
         })  # fmt: skip
+        if config.normalize == "none":
+            # Weights start near 1, as in sum pooling. Near 0 they may grow to either sign, and
+            # then no longer say what is relevant: on planted interests they were negative with 2 of 3 seeds.
+            for unit in self.units.values():
+                nn.init.ones_(unit.linears[-1].bias)
 
     def _history(self, name: str, inputs: dict[str, Any]) -> Jagged:
         ids = inputs["histories"][name]

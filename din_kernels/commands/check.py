@@ -1,0 +1,106 @@
+"""Holds every kernel installed on this machine to the reference: forward and all gradients.
+
+Errors are taken against float64; a kernel may err at most twice as much as the reference does in the same dtype, plus a
+floor (din_kernels.verification.FLOOR). Exit status 1 when a kernel exceeds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from din_kernels import backends
+from din_kernels.ops.local_activation import ACTIVATIONS, FEATURES, NORMALIZATIONS
+from din_kernels.verification import LAYOUTS, deviations, make_case
+
+DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+
+
+class Row(NamedTuple):
+    """The cases of one backend, dtype, feature set and activation."""
+
+    backend: str
+    dtype: torch.dtype
+    features: str
+    activation: str
+    cases: int
+    refused: list[str]  # why the backend does not serve the others
+    worst: float  # largest error over its bound
+    where: str
+
+    @property
+    def passed(self) -> bool:
+        return self.worst <= 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's options."""
+    parser.add_argument("--backend", choices=sorted(DEVICE), help="check this one alone (default: all that run)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints a row per backend, dtype, feature set and activation; 1 when any is out of bound, or none was checked."""
+    console = Console()
+    names = [options.backend] if options.backend else sorted(DEVICE)
+    table = Table(
+        "backend", "dtype", "features", "activation", "cases", "error / bound", "at", "", title="local_activation"
+    )
+    rows, refused = [], Counter()
+    for name in names:
+        reason = backends.unavailable(name)
+        if reason is not None:
+            console.print(f"{name}: not checked, {escape(reason)}", soft_wrap=True)
+            continue
+        for row in check_backend(name, options.seed):
+            rows.append(row)
+            refused.update(row.refused)
+            if row.cases:
+                verdict = "[green]ok[/green]" if row.passed else "[red]FAILED[/red]"
+                dtype = str(row.dtype).removeprefix("torch.")
+                table.add_row(
+                    name, dtype, row.features, row.activation, str(row.cases), f"{row.worst:.2f}", escape(row.where),
+                    verdict,
+                )  # fmt: skip
+    if rows:
+        console.print(table)
+    for reason, count in refused.items():
+        console.print(f"not served by a kernel, {count} cases: {escape(reason)}", soft_wrap=True)
+    failed = [row for row in rows if not row.passed]
+    checked = sum(row.cases for row in rows)
+    console.print(f"{checked} cases checked, {len(failed)} of {len(rows)} rows out of bound")
+    return 1 if failed or not checked else 0
+
+
+def check_backend(name: str, seed: int = 0) -> Iterator[Row]:
+    """A `Row` per dtype, feature set and activation; normalizations and layouts are its cases."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for features in FEATURES:
+            for activation in ACTIVATIONS:
+                yield _row(name, dtype, features, activation, seed)
+
+
+def _row(name: str, dtype: torch.dtype, features: str, activation: str, seed: int) -> Row:
+    done, refused, worst, where = 0, [], 0.0, ""
+    for normalize in NORMALIZATIONS:
+        for layout in LAYOUTS:
+            case = make_case(features, activation, normalize, layout, seed=seed)
+            try:
+                found = list(deviations(case, name, dtype, DEVICE[name]))
+            except backends.BackendError as error:
+                refused.append(str(error))
+                continue
+            done += 1
+            for each in found:
+                ratio = math.inf if math.isnan(each.ratio) else each.ratio
+                if ratio >= worst:
+                    worst, where = ratio, f"{each.tensor}, {normalize}, {layout}"
+    return Row(name, dtype, features, activation, done, refused, worst, where)

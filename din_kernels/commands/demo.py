@@ -1,0 +1,143 @@
+"""Trains sum pooling and DIN, then compares the fused unit with what PyTorch offers, in time and memory.
+
+Needs no file: the generated data has planted interests that only attention finds. With --data, the same on real files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from din_kernels.commands.train import default_recipe, load_data, metrics_table, phases_table
+from din_kernels.data import Interactions, Samples, Split, batches
+from din_kernels.demo.comparison import EAGER, VARIANTS, UnitInputs, compare, unit_inputs
+from din_kernels.demo.memory import peak_bytes
+from din_kernels.models import DIN, DINConfig
+from din_kernels.training import TrainingOptions, build, load_recipe, sizes_of, train
+
+COMPARED_ROWS = 512  # histories in a compared batch, each with all its candidates
+COMPARED_BATCHES = 3
+SHOWN_BEHAVIOURS = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's options."""
+    parser.add_argument("--data", default="generated", help="path of a data set, or 'generated' (default)")
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder of the plots")
+    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=5, help="times that each batch is timed per variant")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, compares, prints the tables and writes the plots."""
+    try:
+        from din_kernels.demo import plots
+    except ModuleNotFoundError as missing:
+        raise FileNotFoundError(f"the demo draws plots: {missing}; pip install 'din-kernels[demo]'") from None
+    console = Console()
+    options.output.mkdir(parents=True, exist_ok=True)
+    settings, training = load_recipe(default_recipe(options.data))
+    training = TrainingOptions(**(training | {"seed": options.seed, "epochs": options.epochs or training["epochs"]}))
+    interactions, split = load_data(options.data, options.seed)
+    config = DINConfig.from_dict(settings, sizes_of(interactions))
+
+    histories, base = {}, None
+    for name in ("embedding-mlp", "din"):
+        model = build(name, config, options.seed)
+        console.print(f"training {name} on {len(split.train)} samples of {interactions.n_users} users")
+        histories[name] = train(model, split, interactions, training, base_auc=base)
+        base = histories[name][-1]["user_auc"]
+    assert isinstance(model, DIN)
+    model.eval()
+    console.print(metrics_table(histories), phases_table(histories))
+    plots.auc_per_epoch(histories, options.output / "auc.png")
+
+    unit = next(iter(model.units.values()))
+    inputs = _compared(model, split, interactions)
+    first = inputs[0]
+    shape = (
+        f"{len(first.query)} candidates, {first.history.num_rows} behaviours, D={unit.dim}, T={first.padded.shape[1]}"
+    )
+    console.print(f"comparing the unit: {shape}, {torch.get_num_threads()} threads (torch.compile takes a while)")
+    seconds, reasons = compare(unit, inputs, options.rounds)
+    megabytes = {}
+    for name in seconds:
+        peak = peak_bytes(name, unit, inputs[0])
+        megabytes[name] = None if peak is None else peak / 1e6
+    console.print(_comparison_table(seconds, megabytes, reasons))
+    plots.speed_bars(seconds, megabytes, f"Local activation unit, {shape}", options.output / "speed.png")
+
+    _draw_attention(model, split, interactions, plots, options.output / "weights.png")
+    console.print(f"plots: {', '.join(str(options.output / name) for name in ('auc.png', 'speed.png', 'weights.png'))}")
+    return 0
+
+
+def _held_out(split: Split) -> Samples:
+    return split.validation if split.test is None else split.test
+
+
+def _compared(model: DIN, split: Split, interactions: Interactions) -> list[UnitInputs]:
+    """Inputs of the unit from training batches, padded to the longest history among them."""
+    loader = batches(split.train, interactions, COMPARED_ROWS, shuffle=True, max_length=model.config.max_length)
+    chosen = [batch for batch in itertools.islice(loader, COMPARED_BATCHES) if len(batch.users) == COMPARED_ROWS]
+    chosen = chosen or list(itertools.islice(loader, 1))
+    width = max(1, max(int(batch.offsets.diff().max()) for batch in chosen))
+    return [unit_inputs(model, batch, width) for batch in chosen]
+
+
+def _comparison_table(seconds: dict[str, float], megabytes: dict[str, float | None], reasons: dict[str, str]) -> Table:
+    table = Table(
+        "activation unit", "ms", "speed, eager = 1", "peak MB above inputs",
+        title="one forward and backward, medians, interleaved; equal results asserted first",
+    )  # fmt: skip
+    for name in VARIANTS:
+        if name in reasons:
+            table.add_row(name, f"does not run here: {escape(reasons[name])}")
+            continue
+        memory = megabytes[name]
+        table.add_row(
+            name, f"{seconds[name] * 1e3:.2f}", f"{seconds[EAGER] / seconds[name]:.1f}x",
+            "not measured" if memory is None else f"{memory:.0f}",
+        )  # fmt: skip
+    return table
+
+
+def _draw_attention(model: DIN, split: Split, interactions: Interactions, plots, path: Path) -> None:
+    """One held-out user with a long history, and a candidate from each of its most frequent categories."""
+    samples = _held_out(split)
+    row = int(np.argmax(np.minimum(samples.history_length, SHOWN_BEHAVIOURS)))
+    begin = samples.history_begin[row] + max(0, samples.history_length[row] - SHOWN_BEHAVIOURS)
+    history = interactions.item_ids[begin : samples.history_begin[row] + samples.history_length[row]]
+    category = np.array([_first_category(interactions, item) for item in history])
+    names, counts = np.unique(category, return_counts=True)
+    shown = names[np.argsort(-counts, kind="stable")[:4]]
+    items = [history[np.flatnonzero(category == each)[-1]] for each in shown]
+    window = Samples(
+        samples.user[[row]], np.array([begin]), np.array([len(history)]), np.array([items]),
+        np.zeros((1, len(items)), np.float32),
+    )  # fmt: skip
+    weights = model.predict_weights(next(iter(batches(window, interactions, 1, max_length=None)))).to_padded()
+    plots.attention(
+        weights.numpy(),
+        [f"item {item} ({_name(interactions, each)})" for item, each in zip(items, shown, strict=True)],
+        [_name(interactions, each) for each in category], shown[:, None] == category, path,
+    )  # fmt: skip
+
+
+def _first_category(interactions: Interactions, item: int) -> int:
+    values, _ = interactions.categories_of(np.array([item]))
+    return int(values[0]) if len(values) else -1
+
+
+def _name(interactions: Interactions, category: int) -> str:
+    if interactions.category_names is None or category < 0:
+        return f"category {category}"
+    return str(interactions.category_names[category])

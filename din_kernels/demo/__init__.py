@@ -1,0 +1,1 @@
+"""What `din-kernels demo` measures and draws."""
