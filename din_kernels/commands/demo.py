@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from din_kernels.commands.train import default_recipe, load_data, metrics_table, phases_table
 from din_kernels.data import Interactions, Samples, Split, batches
-from din_kernels.demo.comparison import EAGER, VARIANTS, UnitInputs, compare, unit_inputs
+from din_kernels.demo.comparison import COMPILED, EAGER, VARIANTS, UnitInputs, compare, unit_inputs
 from din_kernels.demo.memory import peak_bytes
 from din_kernels.models import DIN, DINConfig
 from din_kernels.training import TrainingOptions, build, load_recipe, sizes_of, train
@@ -33,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder of the plots")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--users", type=int, default=6000, help="users of generated data")
+    parser.add_argument("--without-compile", action="store_true", help="leave torch.compile out of the comparison")
     parser.add_argument("--rounds", type=int, default=5, help="times that each batch is timed per variant")
 
 
@@ -46,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     settings, training = load_recipe(default_recipe(options.data))
     training = TrainingOptions(**(training | {"seed": options.seed, "epochs": options.epochs or training["epochs"]}))
-    interactions, split = load_data(options.data, options.seed)
+    interactions, split = load_data(options.data, options.seed, users=options.users)
     config = DINConfig.from_dict(settings, sizes_of(interactions))
 
     histories, base = {}, None
@@ -67,12 +70,15 @@ def run(options: argparse.Namespace) -> int:
         f"{len(first.query)} candidates, {first.history.num_rows} behaviours, D={unit.dim}, T={first.padded.shape[1]}"
     )
     console.print(f"comparing the unit: {shape}, {torch.get_num_threads()} threads (torch.compile takes a while)")
-    seconds, reasons = compare(unit, inputs, options.rounds)
+    names = [name for name in VARIANTS if name != COMPILED or not options.without_compile]
+    seconds, reasons = compare(unit, inputs, options.rounds, names)
     megabytes = {}
     for name in seconds:
         peak = peak_bytes(name, unit, inputs[0])
         megabytes[name] = None if peak is None else peak / 1e6
-    console.print(_comparison_table(seconds, megabytes, reasons))
+    console.print(_comparison_table(seconds, megabytes))
+    for name, reason in reasons.items():
+        console.print(f"{name} does not run here: {escape(reason)}", soft_wrap=True)
     plots.speed_bars(seconds, megabytes, f"Local activation unit, {shape}", options.output / "speed.png")
 
     _draw_attention(model, split, interactions, plots, options.output / "weights.png")
@@ -93,15 +99,12 @@ def _compared(model: DIN, split: Split, interactions: Interactions) -> list[Unit
     return [unit_inputs(model, batch, width) for batch in chosen]
 
 
-def _comparison_table(seconds: dict[str, float], megabytes: dict[str, float | None], reasons: dict[str, str]) -> Table:
+def _comparison_table(seconds: dict[str, float], megabytes: dict[str, float | None]) -> Table:
     table = Table(
         "activation unit", "ms", "speed, eager = 1", "peak MB above inputs",
-        title="one forward and backward, medians, interleaved; equal results asserted first",
+        title="one forward and backward, medians, interleaved; equal results asserted first", box=box.SIMPLE_HEAD,
     )  # fmt: skip
-    for name in VARIANTS:
-        if name in reasons:
-            table.add_row(name, f"does not run here: {escape(reasons[name])}")
-            continue
+    for name in seconds:
         memory = megabytes[name]
         table.add_row(
             name, f"{seconds[name] * 1e3:.2f}", f"{seconds[EAGER] / seconds[name]:.1f}x",

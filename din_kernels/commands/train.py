@@ -12,6 +12,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -77,14 +78,14 @@ def default_recipe(path: str) -> str:
     return "generated" if path == "generated" else "amazon_beauty"
 
 
-def load_data(path: str, seed: int, tuning: bool = False) -> tuple[Interactions, Split]:
-    """Interactions and their split, from files or from the generator."""
+def load_data(path: str, seed: int, tuning: bool = False, **size: int) -> tuple[Interactions, Split]:
+    """Interactions and their split, from files or from the generator, which takes `size`."""
     if path != "generated":
         interactions = data.load(path)
         return interactions, data.split(interactions, seed=seed, tuning=tuning)
     if tuning:
         raise ValueError("tuning needs data from files, got generated data")
-    generated = data.generate(seed=seed)
+    generated = data.generate(seed=seed, **size)
     return generated.interactions, generated.split
 
 
@@ -92,16 +93,17 @@ def metrics_table(histories: dict[str, list[dict]]) -> Table:
     """Metrics per model and epoch."""
     columns = {
         "auc": "AUC",
-        "auc_seen": "AUC, seen items",
-        "user_auc": "user AUC",
-        "user_auc_positives": "by positives",
-        "user_auc_none": "unweighted",
+        "auc_seen": "seen",
+        "user_auc": "user",
+        "user_auc_positives": "by pos",
+        "user_auc_none": "unw",
         "logloss": "logloss",
-        "rela_impr": "RelaImpr %",
+        "rela_impr": "RelaImpr",
     }
     records = [record for history in histories.values() for record in history]
     columns = {key: title for key, title in columns.items() if any(key in record for record in records)}
-    table = Table("model", "epoch", "loss", *columns.values(), "seconds", title="held-out metrics")
+    title = "held-out metrics (user AUC by impressions, by positives, unweighted)"
+    table = Table("model", "epoch", "loss", *columns.values(), title=title, box=box.SIMPLE_HEAD)
     for name, history in histories.items():
         for record in history:
             values = [f"{record[key]:.4f}" if key in record else "" for key in columns]
@@ -113,7 +115,8 @@ def metrics_table(histories: dict[str, list[dict]]) -> Table:
 
 def phases_table(histories: dict[str, list[dict]]) -> Table:
     """Where the training time went, summed over epochs."""
-    table = Table("model", *(phase.replace("_", " ") for phase in PHASES), title="training time by phase, seconds")
+    phases = [phase.replace("_", " ") for phase in PHASES]
+    table = Table("model", *phases, title="training time by phase, seconds", box=box.SIMPLE_HEAD)
     for name, history in histories.items():
         table.add_row(name, *(f"{sum(record['seconds'][phase] for record in history):.2f}" for phase in PHASES))
     return table
