@@ -110,7 +110,8 @@ def _autograd(ctx, grad_pooled, _, grad_pair_weights):
         grad_rows if needs[1] else None,
         *(None,) * 6,
         *grads,
-        *(None,) * (len(options) + 1),
+        None if options[0] else [],  # eps: an empty list passes for a list of tensors
+        *(None,) * len(options),
     )
 
 

@@ -55,14 +55,14 @@ def forward(
     from din_kernels import _cpu
 
     query, rows = query.contiguous(), rows.contiguous()
-    layers, alive = _layers(weights, biases, params, activation)
+    layers, _alive = _layers(weights, biases, params, activation)
     pooled = torch.empty_like(query)
     logsumexp = query.new_empty(query.shape[0] if normalize == "softmax" else 0)
     pair_weights = query.new_zeros(total_pairs)
     _cpu.local_activation_forward(
         query.dtype == torch.float64, query.shape[0], begin.shape[0], rows.shape[0], query.shape[1],
         query.data_ptr(), rows.data_ptr(), begin.data_ptr(), length.data_ptr(), _pointer(row_index),
-        0 if row_index is None else row_index.shape[0], _pointer(query_to_user), _pointer(pair_begin), total_pairs,
+        _pointer(query_to_user), _pointer(pair_begin),
         layers, list(eps), features, activation, normalize, scale,
         pooled.data_ptr(), _pointer(logsumexp), _pointer(pair_weights), torch.get_num_threads(),
     )  # fmt: skip
@@ -78,8 +78,9 @@ def backward(
     from din_kernels import _cpu
 
     query, rows, grad_pooled = query.contiguous(), rows.contiguous(), grad_pooled.contiguous()
-    grad_pair_weights = None if grad_pair_weights is None else grad_pair_weights.contiguous()
-    layers, alive = _layers(weights, biases, params, activation)
+    returned = grad_pair_weights is not None and pair_begin is not None
+    grad_pair_weights = grad_pair_weights.contiguous() if returned else None
+    layers, _alive = _layers(weights, biases, params, activation)
     grad_query = torch.empty_like(query) if need_query else query.new_empty(0)
     grad_rows = torch.empty_like(rows) if need_rows else rows.new_empty(0)
     grads = [[torch.empty_like(t, memory_format=torch.contiguous_format) for t in group]
@@ -87,7 +88,7 @@ def backward(
     _cpu.local_activation_backward(
         query.dtype == torch.float64, query.shape[0], begin.shape[0], rows.shape[0], query.shape[1],
         query.data_ptr(), rows.data_ptr(), begin.data_ptr(), length.data_ptr(), _pointer(row_index),
-        0 if row_index is None else row_index.shape[0], _pointer(query_to_user), _pointer(pair_begin), total_pairs,
+        _pointer(query_to_user), _pointer(pair_begin),
         layers, list(eps), features, activation, normalize, scale,
         pooled.contiguous().data_ptr(), _pointer(logsumexp), _pointer(pair_weights),
         grad_pooled.data_ptr(), _pointer(grad_pair_weights),
