@@ -38,7 +38,7 @@ def values_readable(tensor: torch.Tensor) -> bool:
 
 
 def is_tensor(name: str, value, ndim: int | tuple[int, ...] | None = None, shape: str = "") -> None:
-    """TypeError unless `value` is a tensor, ValueError unless it has one of the `ndim`; `shape` words the expectation."""
+    """TypeError unless `value` is a tensor, ValueError unless its ndim is allowed; `shape` words the expectation."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     allowed = (ndim,) if isinstance(ndim, int) else ndim

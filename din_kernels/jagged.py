@@ -87,7 +87,7 @@ class Jagged:
         mask: torch.Tensor | None = None,
         padding_side: str = "right",
     ) -> Jagged:
-        """From `padded [B, T, ...]` and either `lengths [B]` (padding on `padding_side`) or `mask [B, T]`, true where valid."""
+        """From `padded [B, T, ...]` and `lengths [B]` (padding on `padding_side`) or `mask [B, T]`, true if valid."""
         view = Padded(padded, lengths, mask, padding_side)
         valid = view.valid()
         return cls.from_lengths(padded[valid], valid.sum(1))
@@ -161,9 +161,8 @@ class Padded:
             checks.has_shape("lengths", lengths, (batch,), " (one per history)")
             checks.same_device("lengths", lengths, "history", values)
             if checks.values_readable(lengths) and batch and (int(lengths.min()) < 0 or int(lengths.max()) > width):
-                raise ValueError(
-                    f"lengths must lie in 0..{width} (the padded length), got {int(lengths.min())}..{int(lengths.max())}"
-                )
+                got = f"{int(lengths.min())}..{int(lengths.max())}"
+                raise ValueError(f"lengths must lie in 0..{width} (the padded length), got {got}")
         if mask is not None:
             checks.is_tensor("mask", mask, 2, "[B, T]")
             if mask.dtype != torch.bool:
@@ -196,9 +195,8 @@ def _check_offsets(offsets: torch.Tensor, rows: int) -> None:
         raise ValueError(f"offsets must start at 0, got {first}")
     if bool((offsets[1:] < offsets[:-1]).any()):
         at = int((offsets[1:] < offsets[:-1]).nonzero()[0])
-        raise ValueError(
-            f"offsets must not decrease, got {int(offsets[at])} then {int(offsets[at + 1])} at positions {at} and {at + 1}"
-        )
+        got = f"{int(offsets[at])} then {int(offsets[at + 1])} at positions {at} and {at + 1}"
+        raise ValueError(f"offsets must not decrease, got {got}")
     if last != rows:
         raise ValueError(f"offsets must end at the number of history rows ({rows}), got {last}")
 

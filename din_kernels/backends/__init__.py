@@ -7,7 +7,9 @@ that cannot serve raises an error that names the reason; it never falls back.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import warnings
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,7 +116,16 @@ def select(request: Request) -> str:
     for name in _PREFERENCE.get(request.device, ("reference",)):
         if refuses(name, request) is None:
             return name
+        if name == "cpu":
+            _warn_unavailable(name)
     raise AssertionError("the reference serves every request")
+
+
+@functools.cache  # once
+def _warn_unavailable(name: str) -> None:
+    reason = unavailable(name)
+    if reason is not None:
+        warnings.warn(f"the reference serves instead of backend {name!r}: {reason}", RuntimeWarning, stacklevel=4)
 
 
 def capabilities(device: str = "cpu") -> list[tuple[str, str, str, str]]:

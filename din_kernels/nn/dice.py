@@ -9,15 +9,15 @@ from din_kernels.ops.dice import dice
 
 
 class Dice(nn.Module):
-    """The data adaptive activation of the paper's section 5.3: x (alpha + (1 - alpha) sigmoid((x - E[x]) / sqrt(Var[x] + eps))).
+    """The data adaptive activation (paper, 5.3): x (alpha + (1 - alpha) sigmoid((x - E[x]) / sqrt(Var[x] + eps))).
 
     Args:
         num_features: C, channels of the last dimension.
         eps: added to the variance; the paper's 1e-8.
         momentum: weight of the newest batch in the running statistics.
 
-    alpha `[C]` is learnable and starts at 0. In training the statistics are those of the batch's valid rows, in evaluation
-    the running ones (unbiased variance, as BatchNorm); a batch without a valid row leaves them alone.
+    alpha `[C]` is learnable and starts at 0. In training the statistics are those of the batch's valid rows, in
+    evaluation the running ones (unbiased variance, as BatchNorm); a batch without a valid row leaves them alone.
 
     Example:
         >>> y = Dice(200)(torch.randn(32, 200))

@@ -36,8 +36,10 @@ class LocalActivationUnit(nn.Module):
         torch.Size([2, 16])
     """
 
-    def __init__(self, dim: int, hidden: tuple[int, ...] = (80, 40), activation: str = "sigmoid",
-                 features: str = "concat", normalize: str = "none", scale: float = 1.0, device=None, dtype=None):  # fmt: skip
+    def __init__(
+        self, dim: int, hidden: tuple[int, ...] = (80, 40), activation: str = "sigmoid", features: str = "concat",
+        normalize: str = "none", scale: float = 1.0, device=None, dtype=None,
+    ):  # fmt: skip
         super().__init__()
         checks.one_of("activation", activation, ACTIVATIONS)
         checks.one_of("features", features, FEATURES)
@@ -85,8 +87,8 @@ class LocalActivationUnit(nn.Module):
             return_weights: also return the attention weights.
 
         Returns:
-            pooled in the shape of query; with return_weights also the weights: for a Jagged history a Jagged with one row
-            per candidate, else `[B, T]`, `[B, C, T]` or `[Q, T]` with zeros on padding.
+            pooled in the shape of query; with return_weights also the weights: for a Jagged history a Jagged with one
+            row per candidate, else `[B, T]`, `[B, C, T]` or `[Q, T]` with zeros on padding.
         """
         if isinstance(history, (Jagged, Padded)):
             if lengths is not None or mask is not None:

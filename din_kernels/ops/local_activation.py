@@ -343,19 +343,20 @@ def local_activation(
 ):
     """Attention-pooled histories of DIN's local activation unit (paper section 4.3, equation 3).
 
-    pooled_i = sum_t w_it k_t over the valid behaviours k_t of candidate i's user, w = normalize(scale * MLP(phi(q_i, k_t))).
-    An empty history pools to exactly 0.
+    pooled_i = sum_t w_it k_t over the valid behaviours k_t of candidate i's user, where
+    w = normalize(scale * MLP(phi(q_i, k_t))). An empty history pools to exactly 0.
 
     Args:
         query: `[Q, D]` floating point, the candidates q.
         history: `Jagged` with values `[N, D]`, or `Padded` with values `[B, T, D]`; dtype and device of query.
         weights: torch.nn.Linear weights `[out, in]`, 0 to 3 hidden layers and the output layer to 1; the first has
-            in = 4D ("concat": q, k, q - k, q * k), 3D ("product": q, k, q * k) or 2D + D * D ("outer": q, k, vec(q k^T)).
+            in = 4D ("concat": q, k, q - k, q * k), 3D ("product": q, k, q * k) or 2D + D * D ("outer": q, k,
+            vec(q k^T)).
         biases: one `[out]` per weight.
         features: "concat", "product" or "outer".
         activation: "sigmoid", "relu", "prelu", "tanh", "identity" or "dice", after every hidden layer.
-        activation_params: one dict per hidden layer; PReLU: slope `[1]` or `[H]`; Dice: alpha, mean, var `[H]` or `[1]`,
-            eps (1e-8), training (False; True takes mean and variance over the valid pairs of this call).
+        activation_params: one dict per hidden layer; PReLU: slope `[1]` or `[H]`; Dice: alpha, mean, var `[H]` or
+            `[1]`, eps (1e-8), training (False; True takes mean and variance over the valid pairs of this call).
         normalize: "none" (the paper) or "softmax" over each candidate's behaviours.
         scale: multiplies the scores before normalization.
         query_to_user: `[Q]` int64 or int32, the history that each candidate attends to; None: candidate i to history i.
@@ -363,8 +364,8 @@ def local_activation(
         total_pairs: number of weights for a Jagged history with query_to_user, where it is known; saves a GPU wait.
 
     Returns:
-        pooled `[Q, D]`; with return_weights also the weights in the history's layout: a Jagged `[N]` (with query_to_user
-        one row per candidate), or `[Q, T]` with zeros on padding.
+        pooled `[Q, D]`; with return_weights also the weights in the history's layout: a Jagged `[N]` (with
+        query_to_user one row per candidate), or `[Q, T]` with zeros on padding.
 
     Raises:
         TypeError, ValueError, IndexError: naming the argument, what was expected and what came.

@@ -1,4 +1,4 @@
-"""Every op's schema on one screen.  Dimension names as in docs/architecture.md; a backward kernel is an op of its own."""
+"""Every op's schema on one screen. Dimensions as in docs/architecture.md; a backward kernel is an op of its own."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def dice(
     eps: float,
     mask: torch.Tensor | None,  # [...] bool, true where valid
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns y `[..., C]` (0 where masked out), the statistics used `[C]`, `[C]`, and the count of valid rows (0-D)."""
+    """Returns y `[..., C]` (0 where masked out), mean and variance used `[C]`, and the count of valid rows (0-D)."""
     rows = x.reshape(-1, x.shape[-1])
     valid = rows if mask is None else rows[mask.reshape(-1)]
     # Statistics in fp32 at least: eps = 1e-8 is lost in half precision.

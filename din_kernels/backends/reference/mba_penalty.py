@@ -12,7 +12,7 @@ def mba_penalty(
     coeff: float,
     padding_idx: int | None,
 ) -> torch.Tensor:
-    """(lambda / 2) sum over the unique ids j of the batch of ||w_j||^2 / n_j, a scalar; its gradient is lambda w_j / n_j."""
+    """(lambda / 2) sum over the batch's unique ids j of ||w_j||^2 / n_j, a scalar; gradient lambda w_j / n_j."""
     unique = torch.unique(ids)
     if padding_idx is not None:
         unique = unique[unique != padding_idx]

@@ -41,7 +41,7 @@ def adam(
     weight, exp_avg, exp_avg_sq, ids, grads, step, lr, betas=(0.9, 0.999), eps=1e-8, counts=None, coeff=0.0,
     padding_idx=None,
 ) -> None:  # fmt: skip
-    """Lazy Adam: moments [V, D] of touched rows alone decay; `step` counts from 1, bias correction as in torch's SparseAdam."""
+    """Lazy Adam: moments [V, D] of touched rows alone decay; `step` counts from 1; bias correction of SparseAdam."""
     j, g = _row_gradients(weight, ids, grads, counts, coeff, padding_idx)
     exp_avg[j] = betas[0] * exp_avg[j] + (1 - betas[0]) * g
     exp_avg_sq[j] = betas[1] * exp_avg_sq[j] + (1 - betas[1]) * g.square()
