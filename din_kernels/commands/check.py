@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from din_kernels import backends, verification
 from din_kernels.ops.local_activation import ACTIVATIONS, FEATURES, NORMALIZATIONS
@@ -51,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints a row per backend, dtype, feature set and activation; 1 when any is out of bound, or none was checked."""
     console = Console()
+    console.width = max(console.width, 120)
     names = [options.backend] if options.backend else sorted(DEVICE)
-    table = Table(
-        "backend", "dtype", "features", "activation", "cases", "error / bound", "at", "", title="local_activation"
-    )
+    columns = (Column(name, no_wrap=True) for name in ("backend", "dtype", "features", "activation", "cases", ""))
+    table = Table(*columns, Column("error / bound", no_wrap=True), title="local_activation", box=box.SIMPLE)
     rows, refused = [], Counter()
     for name in names:
         reason = backends.unavailable(name)
@@ -68,8 +69,8 @@ def run(options: argparse.Namespace) -> int:
                 verdict = "[green]ok[/green]" if row.passed else "[red]FAILED[/red]"
                 dtype = str(row.dtype).removeprefix("torch.")
                 table.add_row(
-                    name, dtype, row.features, row.activation, str(row.cases), f"{row.worst:.2f}", escape(row.where),
-                    verdict,
+                    name, dtype, row.features, row.activation, str(row.cases), verdict,
+                    f"{row.worst:.2f} at {escape(row.where)}",
                 )  # fmt: skip
     if rows:
         console.print(table)
