@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from din_kernels import backends, verification
+from din_kernels.commands.console import wide_console
 from din_kernels.ops.local_activation import ACTIVATIONS, FEATURES, NORMALIZATIONS
 from din_kernels.verification import LAYOUTS
 
@@ -51,8 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints a row per backend, dtype, feature set and activation; 1 when any is out of bound, or none was checked."""
-    console = Console()
-    console.width = max(console.width, 120)
+    console = wide_console()
     names = [options.backend] if options.backend else sorted(DEVICE)
     columns = (Column(name, no_wrap=True) for name in ("backend", "dtype", "features", "activation", "cases", ""))
     table = Table(*columns, Column("error / bound", no_wrap=True), title="local_activation", box=box.SIMPLE)

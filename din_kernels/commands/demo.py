@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from din_kernels.commands.console import wide_console
 from din_kernels.commands.train import default_recipe, load_data, metrics_table, phases_table
 from din_kernels.data import Interactions, Samples, Split, batches
 from din_kernels.demo.comparison import COMPILED, EAGER, VARIANTS, UnitInputs, compare, unit_inputs
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         from din_kernels.demo import plots
     except ModuleNotFoundError as missing:
         raise FileNotFoundError(f"the demo draws plots: {missing}; pip install 'din-kernels[demo]'") from None
-    console = Console()
+    console = wide_console()
     options.output.mkdir(parents=True, exist_ok=True)
     settings, training = load_recipe(default_recipe(options.data))
     training = TrainingOptions(**(training | {"seed": options.seed, "epochs": options.epochs or training["epochs"]}))

@@ -7,10 +7,10 @@ import platform
 from importlib import metadata
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from din_kernels import __version__, backends
+from din_kernels.commands.console import wide_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the tables; always succeeds."""
-    console = Console()
+    console = wide_console()
     versions = Table(title="din-kernels", show_header=False)
     for row in version_rows():
         versions.add_row(*row)

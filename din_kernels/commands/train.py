@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from din_kernels import backends, data
+from din_kernels.commands.console import wide_console
 from din_kernels.data import Interactions, Split
 from din_kernels.models import NAMES, DINConfig
 from din_kernels.training import PHASES, TrainingOptions, build, load_recipe, recipe_names, sizes_of, train
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     interactions, split = load_data(options.data, training.seed, options.tuning)
     config = DINConfig.from_dict(settings, sizes_of(interactions))
     model = build(options.model, config, training.seed).to(torch.device(options.device))
-    console = Console()
+    console = wide_console()
     console.print(
         f"{options.model}, recipe {recipe}: {interactions.n_users} users, {interactions.n_items} items, "
         f"{len(split.train)} training samples"
