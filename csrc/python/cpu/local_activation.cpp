@@ -1,27 +1,15 @@
-// din_kernels._cpu: addresses and sizes, so that any owner of memory (torch, NumPy) can call. Callers check shapes.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// local_activation of din_kernels._cpu.
+#include "din_kernels/local_activation.h"
 
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "din_kernels/local_activation.h"
-#include "isa.h"
+#include "bindings.h"
 
-namespace py = pybind11;
-using namespace din_kernels;
-using Address = std::uintptr_t;
-using Addresses = std::vector<Address>;
-
+namespace din_kernels::python {
 namespace {
-
-template <typename T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
-
 template <typename Enum>
 Enum parse(const char* name, const std::string& value, std::initializer_list<std::pair<const char*, Enum>> known) {
     std::string names;
@@ -140,18 +128,7 @@ LocalActivationArgs<T> arguments(const Problem& p, const Gradients& g) {
 
 }  // namespace
 
-PYBIND11_MODULE(_cpu, m) {
-    m.def(
-        "isa", [] { return cpu::isa_name(cpu::active_isa()); },
-        "The instruction set that kernels run: DIN_KERNELS_ISA.");
-    m.def(
-        "supported_isas",
-        [] {
-            std::vector<std::string> names;
-            for (const cpu::Isa isa : cpu::supported_isas()) names.push_back(cpu::isa_name(isa));
-            return names;
-        },
-        "Instruction sets that this build and this processor have, widest last.");
+void bind_local_activation(py::module_& m) {
     m.def(
         "local_activation_forward",
         [](bool is_double, int64_t queries, int64_t users, int64_t rows_count, int64_t dim, Address query, Address rows,
@@ -208,3 +185,5 @@ Arrays are addresses, C-contiguous, of float64 (is_double) or float32, indices o
 
 grad_query and grad_rows may be 0: not needed. The others come as lists of addresses like those in layers.)");
 }
+
+}  // namespace din_kernels::python

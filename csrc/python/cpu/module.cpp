@@ -1,0 +1,22 @@
+// din_kernels._cpu: the compiled core for CPUs, which knows neither torch nor NumPy.
+#include <string>
+#include <vector>
+
+#include "bindings.h"
+#include "isa.h"
+
+PYBIND11_MODULE(_cpu, m) {
+    using namespace din_kernels;
+    m.def(
+        "isa", [] { return cpu::isa_name(cpu::active_isa()); },
+        "The instruction set that kernels run: DIN_KERNELS_ISA.");
+    m.def(
+        "supported_isas",
+        [] {
+            std::vector<std::string> names;
+            for (const cpu::Isa isa : cpu::supported_isas()) names.push_back(cpu::isa_name(isa));
+            return names;
+        },
+        "Instruction sets that this build and this processor have, widest last.");
+    python::bind_local_activation(m);
+}
