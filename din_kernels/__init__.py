@@ -1,15 +1,18 @@
 """Fused kernels for Deep Interest Network (Zhou et al., KDD 2018) in PyTorch."""
 
-from din_kernels import backends, nn
+from din_kernels import backends, nn, optim
 from din_kernels.backends import BackendError, use_backend
 from din_kernels.checks import debug_checks
 from din_kernels.jagged import Jagged, Padded
 from din_kernels.ops import dice, local_activation, mba_penalty
+from din_kernels.optim import MBA, MBACounts
 
 __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "Jagged",
+    "MBA",
+    "MBACounts",
     "Padded",
     "backends",
     "debug_checks",
@@ -17,5 +20,6 @@ __all__ = [
     "local_activation",
     "mba_penalty",
     "nn",
+    "optim",
     "use_backend",
 ]

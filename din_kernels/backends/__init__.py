@@ -17,7 +17,7 @@ from typing import Any
 from din_kernels import config
 
 NAMES = ("cpu", "cuda", "triton", "reference")
-OPS = ("local_activation", "dice", "mba_penalty")
+OPS = ("local_activation", "dice", "mba_penalty", "sparse_update")
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 _forced: ContextVar[tuple[str, tuple[str, ...]] | None] = ContextVar("din_kernels_backend", default=None)
 

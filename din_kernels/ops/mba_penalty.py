@@ -1,43 +1,146 @@
-"""Mini-batch aware regularization (paper section 5.1) as a public function."""
+"""Mini-batch aware regularization (paper section 5.1) as a torch op: checks, fake, autograd and the public function."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from din_kernels import backends, checks
 from din_kernels.backends.reference.mba_penalty import mba_penalty as _reference
+from din_kernels.jagged import Jagged
+from din_kernels.ops.schemas import library
+
+# --- implementation, fake and autograd of the registered ops ---------------------------------------------------------
+
+
+def _check_ids(ids: torch.Tensor, rows: int) -> None:
+    if checks.values_readable(ids) and ids.numel():
+        low, high = (int(bound) for bound in torch.aminmax(ids))
+        if low < 0 or high >= rows:
+            raise IndexError(f"ids must lie in 0..{rows - 1} (rows of weight), got {low}..{high}")
+
+
+def _forward(weight, ids, counts, coeff, padding_idx, sparse, backend):
+    _check_ids(ids, weight.shape[0])
+    return backends.module(backend, "mba_penalty").forward(weight, ids, counts, coeff, padding_idx)
+
+
+def _backward(*arguments):
+    *arguments, backend = arguments
+    return backends.module(backend, "mba_penalty").backward(*arguments)
+
+
+def _forward_fake(weight, ids, counts, coeff, padding_idx, sparse, backend):
+    return weight.new_empty(()), ids.new_empty(ids.shape[0], dtype=torch.int64), ids.new_empty((), dtype=torch.int64)
+
+
+def _backward_fake(grad, weight, unique, unique_count, counts, coeff, entries, sparse, backend):
+    return weight.new_empty((entries, weight.shape[1]) if sparse else weight.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    weight, _, counts, ctx.coeff, _, ctx.sparse, ctx.backend = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(weight, counts, *output[1:])
+
+
+def _autograd(ctx, grad, _unique, _unique_count):
+    weight, counts, unique, unique_count = ctx.saved_tensors
+    # Where the number of unique ids is at hand, the gradient has no more rows; else those behind it are zero.
+    counted = ctx.sparse and checks.values_readable(unique_count)
+    entries = int(unique_count) if counted else unique.shape[0]
+    rows = torch.ops.din_kernels.mba_penalty_backward(
+        grad, weight, unique, unique_count, counts, ctx.coeff, entries, ctx.sparse, ctx.backend
+    )
+    if ctx.sparse:
+        indices = unique[:entries].clamp(min=0).unsqueeze(0)
+        rows = torch.sparse_coo_tensor(indices, rows, weight.shape, check_invariants=False, is_coalesced=counted)
+    return (rows, *(None,) * 6)
+
+
+def _no_double_backward(ctx, *grads):
+    raise NotImplementedError(
+        "mba_penalty has no double backward: its gradient cannot be differentiated again; "
+        "use din_kernels.use_backend('reference') for that"
+    )
+
+
+library.impl("mba_penalty", _forward, "CompositeExplicitAutograd")
+library.impl("mba_penalty_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("din_kernels::mba_penalty", _forward_fake, lib=library)
+torch.library.register_fake("din_kernels::mba_penalty_backward", _backward_fake, lib=library)
+torch.library.register_autograd("din_kernels::mba_penalty", _autograd, setup_context=_setup_context, lib=library)
+torch.library.register_autograd("din_kernels::mba_penalty_backward", _no_double_backward, lib=library)
+
+
+# --- public function --------------------------------------------------------------------------------------------------
+
+
+def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
+    checks.is_tensor("weight", weight, 2, "[V, D]")
+    checks.is_floating("weight", weight)
+    ids = ids.values if isinstance(ids, Jagged) else ids
+    checks.is_tensor("ids", ids)
+    checks.is_index("ids", ids)
+    checks.same_device("ids", ids, "weight", weight)
+    checks.is_tensor("counts", counts, 1, "[V]")
+    checks.has_shape("counts", counts, (weight.shape[0],), " (one per row of weight)")
+    checks.same_device("counts", counts, "weight", weight)
+    if not coeff >= 0:
+        raise ValueError(f"coeff must be at least 0, got {coeff}")
+    ids = ids.reshape(-1)
+    options = {"rows": weight.shape[0], "entries": ids.shape[0]}
+    backend = backends.select(backends.Request("mba_penalty", weight.device.type, weight.dtype, options))
+    if backend == "reference":
+        _check_ids(ids, weight.shape[0])
+        return _reference(weight, ids, counts, coeff, padding_idx, sparse)
+    padding_idx = -1 if padding_idx is None else padding_idx
+    return torch.ops.din_kernels.mba_penalty(weight, ids, counts, float(coeff), padding_idx, sparse, backend)[0]
 
 
 def mba_penalty(
-    weight: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor, coeff: float, padding_idx: int | None = None
+    weight: torch.Tensor | Sequence[torch.Tensor],
+    ids: torch.Tensor | Jagged | Sequence[torch.Tensor | Jagged],
+    counts: torch.Tensor | Sequence[torch.Tensor],
+    coeff: float,
+    padding_idx: int | None = None,
+    *,
+    sparse: bool = False,
 ) -> torch.Tensor:
     """(coeff / 2) * sum over the unique ids j of ||w_j||^2 / n_j, a scalar that adds coeff * w_j / n_j to the gradient.
 
+    Rows that the batch does not hold get no gradient. `din_kernels.optim` does the same inside the optimizer's pass.
+
     Args:
-        weight: `[V, D]`, an embedding table.
-        ids: integer tensor of any shape, the ids of the batch; duplicates count once.
-        counts: `[V]`, n_j: the number of training samples in which id j appears.
+        weight: `[V, D]`, an embedding table; or a list of tables, whose penalties are added.
+        ids: int64 or int32 tensor of any shape, or a Jagged of ids, those of the batch; duplicates count once. One per
+            table where weight is a list.
+        counts: `[V]`, n_j: the number of training samples in which id j appears; 0 (an id that training never saw)
+            counts as 1, since a batch that holds the id is a sample of it. One per table where weight is a list.
         coeff: the paper's lambda, at least 0.
         padding_idx: an id that is never regularized.
+        sparse: whether weight's gradient is a coalesced sparse tensor of the unique rows, as for
+            `nn.Embedding(sparse=True)`, or dense.
 
     Raises:
-        TypeError, ValueError, IndexError: naming the argument, what was expected and what came; an id of the batch with
-            n_j = 0 is a ValueError.
+        TypeError, ValueError, IndexError: naming the argument, what was expected and what came.
+        din_kernels.BackendError: a forced backend cannot serve the call.
+
+    Example:
+        >>> weight = torch.ones(3, 2, requires_grad=True)
+        >>> penalty = mba_penalty(weight, torch.tensor([[1, 1], [2, 1]]), torch.tensor([5, 2, 1]), coeff=0.5)
+        >>> penalty.item()  # 0.25 * (2 / 2 + 2 / 1)
+        0.75
     """
-    checks.is_tensor("weight", weight, 2, "[V, D]")
-    checks.is_floating("weight", weight)
-    checks.is_tensor("ids", ids)
-    checks.is_index("ids", ids)
-    checks.is_tensor("counts", counts, 1, "[V]")
-    checks.has_shape("counts", counts, (weight.shape[0],), " (one per row of weight)")
-    if coeff < 0:
-        raise ValueError(f"coeff must be at least 0, got {coeff}")
-    if checks.values_readable(ids) and ids.numel():
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= weight.shape[0]:
-            raise IndexError(f"ids must lie in 0..{weight.shape[0] - 1} (rows of weight), got {low}..{high}")
-        used = ids.reshape(-1) if padding_idx is None else ids[ids != padding_idx]
-        if used.numel() and float(counts[used].min()) <= 0:
-            raise ValueError(f"counts must be positive for every id of the batch, got {float(counts[used].min())}")
-    backends.select(backends.Request("mba_penalty", weight.device.type, weight.dtype))
-    return _reference(weight, ids, counts, coeff, padding_idx)
+    if isinstance(weight, torch.Tensor):
+        return _one_table(weight, ids, counts, coeff, padding_idx, sparse)
+    for name, given in (("ids", ids), ("counts", counts)):
+        if isinstance(given, (torch.Tensor, Jagged)) or len(given) != len(weight):
+            raise ValueError(
+                f"{name} must be a list with one entry per table ({len(weight)}), got {type(given).__name__}"
+            )
+    if not len(weight):
+        raise ValueError("weight must be a tensor or a list of at least one, got none")
+    parts = [_one_table(*each, coeff, padding_idx, sparse) for each in zip(weight, ids, counts, strict=True)]
+    return torch.stack(parts).sum()

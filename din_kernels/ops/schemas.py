@@ -20,3 +20,20 @@ library.define(
     "Tensor pooled, Tensor logsumexp, Tensor pair_weights, bool need_query, bool need_rows, str backend) -> "
     "(Tensor grad_query, Tensor grad_rows, Tensor[] grad_weights, Tensor[] grad_biases, Tensor[] grad_params)"
 )
+
+# unique [N]: the batch's unique ids but padding_idx (-1: none) in ascending order, -1 behind their number, unique_count.
+library.define(
+    "mba_penalty(Tensor weight, Tensor ids, Tensor counts, float coeff, int padding_idx, bool sparse, str backend) -> "
+    "(Tensor penalty, Tensor unique, Tensor unique_count)"
+)
+# Sparse: rows [entries, D] that belong to unique[:entries], zero behind their number; dense: [V, D].
+library.define(
+    "mba_penalty_backward(Tensor grad, Tensor weight, Tensor unique, Tensor unique_count, Tensor counts, float coeff, "
+    "SymInt entries, bool sparse, str backend) -> Tensor"
+)
+
+# One entry per table; states: those of the rule per table; hyper: the fields of sparse_update.Hyper per table.
+library.define(
+    "sparse_update(Tensor(a!)[] weights, Tensor(b!)[] states, Tensor[] ids, Tensor[] grads, Tensor?[] counts, "
+    "int[] padding_idx, float[] hyper, str rule, str backend) -> ()"
+)

@@ -6,6 +6,10 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace din_kernels::python {
@@ -19,7 +23,19 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
+template <typename Enum>
+Enum parse(const char* name, const std::string& value, std::initializer_list<std::pair<const char*, Enum>> known) {
+    std::string names;
+    for (const auto& [text, result] : known) {
+        if (value == text) return result;
+        names += std::string(names.empty() ? "" : ", ") + text;
+    }
+    throw std::invalid_argument(std::string(name) + " must be one of " + names + ", got " + value);
+}
+
 // One per op, each in the file of the op's name.
 void bind_local_activation(py::module_& m);
+void bind_mba_penalty(py::module_& m);
+void bind_sparse_update(py::module_& m);
 
 }  // namespace din_kernels::python

@@ -10,15 +10,6 @@
 
 namespace din_kernels::python {
 namespace {
-template <typename Enum>
-Enum parse(const char* name, const std::string& value, std::initializer_list<std::pair<const char*, Enum>> known) {
-    std::string names;
-    for (const auto& [text, result] : known) {
-        if (value == text) return result;
-        names += std::string(names.empty() ? "" : ", ") + text;
-    }
-    throw std::invalid_argument(std::string(name) + " must be one of " + names + ", got " + value);
-}
 
 // What forward and backward have in common, as Python passes it.
 struct Problem {

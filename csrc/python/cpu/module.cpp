@@ -19,4 +19,6 @@ PYBIND11_MODULE(_cpu, m) {
         },
         "Instruction sets that this build and this processor have, widest last.");
     python::bind_local_activation(m);
+    python::bind_mba_penalty(m);
+    python::bind_sparse_update(m);
 }

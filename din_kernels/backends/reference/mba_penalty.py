@@ -11,13 +11,15 @@ def mba_penalty(
     counts: torch.Tensor,  # [V], n_j: training samples in which id j appears
     coeff: float,
     padding_idx: int | None,
+    sparse: bool = False,
 ) -> torch.Tensor:
     """(lambda / 2) sum over the batch's unique ids j of ||w_j||^2 / n_j, a scalar; gradient lambda w_j / n_j."""
     unique = torch.unique(ids)
     if padding_idx is not None:
         unique = unique[unique != padding_idx]
-    n = counts[unique].to(weight.dtype)
-    return 0.5 * coeff * (weight[unique].square().sum(1) / n).sum()
+    n = counts[unique].to(weight.dtype).clamp(min=1)
+    rows = torch.nn.functional.embedding(unique, weight, sparse=sparse)
+    return 0.5 * coeff * (rows.square().sum(1) / n).sum()
 
 
 def refuses(request) -> None:

@@ -5,45 +5,69 @@ from __future__ import annotations
 import torch
 
 
-def _row_gradients(weight, ids, grads, counts, coeff, padding_idx):
-    """Unique ids and their summed gradients plus lambda w_j / n_j; the padding row is left out."""
-    unique, inverse = torch.unique(ids, return_inverse=True)
-    summed = grads.new_zeros(len(unique), weight.shape[1]).index_add(0, inverse, grads)
+def sparse_update(rule, weight, states, ids, grads, counts, padding_idx, h) -> None:
+    """One step on `weight [V, D]` and its states in place; ids `[N]`, grads `[N, D]`, counts `[V]` or None.
+
+    Of every row j that appears, g is the sum of its gradients plus lambda w_j / n_j. Decoupled, the weights shrink by
+    lr lambda w_j / n_j instead. bf16 and fp16 tables are computed in fp32.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    j, inverse = torch.unique(ids, return_inverse=True)
+    g = grads.new_zeros(len(j), weight.shape[1], dtype=wide).index_add_(0, inverse, grads.to(wide))
     if padding_idx is not None:
-        kept = unique != padding_idx
-        unique, summed = unique[kept], summed[kept]
-    if coeff:
-        summed = summed + coeff * weight[unique] / counts[unique].to(weight.dtype)[:, None]
-    return unique, summed
+        j, g = j[j != padding_idx], g[j != padding_idx]
+    w = weight[j].to(wide)
+    if h.maximize:
+        g = -g
+    if counts is not None:
+        decay = h.coeff / counts[j].to(wide).clamp(min=1)[:, None]
+        if h.decoupled:
+            w = w - h.lr * decay * w
+        else:
+            g = g + decay * w
+    weight[j] = (w - _STEPS[rule](j, g, *states, h)).to(weight.dtype)
 
 
-def sgd(weight, ids, grads, lr, counts=None, coeff=0.0, padding_idx=None) -> None:
-    """w_j <- w_j - lr (g_j + lambda w_j / n_j).  weight [V, D] in place, ids [N], grads [N, D], counts [V]."""
-    j, g = _row_gradients(weight, ids, grads, counts, coeff, padding_idx)
-    weight[j] -= lr * g
+def _sgd(j, g, h):
+    return h.step * g
 
 
-def adagrad(weight, state_sum, ids, grads, lr, eps=1e-10, counts=None, coeff=0.0, padding_idx=None) -> None:
-    """s_j += g_j^2;  w_j -= lr g_j / (sqrt(s_j) + eps).  state_sum [V, D] in place."""
-    j, g = _row_gradients(weight, ids, grads, counts, coeff, padding_idx)
+def _momentum(j, g, buffer, h):
+    """b_j <- beta b_j + g;  w_j -= lr b_j"""
+    buffer[j] = h.beta1 * buffer[j] + g
+    return h.step * buffer[j]
+
+
+def _nesterov(j, g, buffer, h):
+    """b_j <- beta b_j + g;  w_j -= lr (g + beta b_j)"""
+    buffer[j] = h.beta1 * buffer[j] + g
+    return h.step * (g + h.beta1 * buffer[j])
+
+
+def _adagrad(j, g, state_sum, h):
+    """s_j += g^2;  w_j -= lr g / (sqrt(s_j) + eps)"""
     state_sum[j] += g.square()
-    weight[j] -= lr * g / (state_sum[j].sqrt() + eps)
+    return h.step * g / (state_sum[j].sqrt() + h.eps)
 
 
-def rowwise_adagrad(weight, state_sum, ids, grads, lr, eps=1e-8, counts=None, coeff=0.0, padding_idx=None) -> None:
-    """s_j += mean_d g_jd^2;  w_j -= lr g_j / (sqrt(s_j) + eps).  state_sum [V] in place."""
-    j, g = _row_gradients(weight, ids, grads, counts, coeff, padding_idx)
+def _rowwise_adagrad(j, g, state_sum, h):
+    """s_j += mean_d g_d^2;  w_j -= lr g / (sqrt(s_j) + eps);  state_sum [V]"""
     state_sum[j] += g.square().mean(1)
-    weight[j] -= lr * g / (state_sum[j].sqrt() + eps)[:, None]
+    return h.step * g / (state_sum[j].sqrt() + h.eps)[:, None]
 
 
-def adam(
-    weight, exp_avg, exp_avg_sq, ids, grads, step, lr, betas=(0.9, 0.999), eps=1e-8, counts=None, coeff=0.0,
-    padding_idx=None,
-) -> None:  # fmt: skip
-    """Lazy Adam: moments [V, D] of touched rows alone decay; `step` counts from 1; bias correction of SparseAdam."""
-    j, g = _row_gradients(weight, ids, grads, counts, coeff, padding_idx)
-    exp_avg[j] = betas[0] * exp_avg[j] + (1 - betas[0]) * g
-    exp_avg_sq[j] = betas[1] * exp_avg_sq[j] + (1 - betas[1]) * g.square()
-    rate = lr * (1 - betas[1] ** step) ** 0.5 / (1 - betas[0] ** step)
-    weight[j] -= rate * exp_avg[j] / (exp_avg_sq[j].sqrt() + eps)
+def _adam(j, g, exp_avg, exp_avg_sq, h):
+    """Lazy Adam: moments [V, D] of the batch's rows alone decay; h.step holds the bias correction of SparseAdam."""
+    exp_avg[j] += (1 - h.beta1) * (g - exp_avg[j])
+    exp_avg_sq[j] += (1 - h.beta2) * (g.square() - exp_avg_sq[j])
+    return h.step * exp_avg[j] / (exp_avg_sq[j].sqrt() + h.eps)
+
+
+_STEPS = {
+    "sgd": _sgd, "momentum": _momentum, "nesterov": _nesterov, "adagrad": _adagrad,
+    "rowwise_adagrad": _rowwise_adagrad, "adam": _adam,
+}  # fmt: skip
+
+
+def refuses(request) -> None:
+    """The reference serves every request."""

@@ -1,0 +1,68 @@
+// sparse_update of din_kernels._cpu.
+#include "din_kernels/sparse_update.h"
+
+#include <string>
+
+#include "bindings.h"
+#include "table_arrays.h"
+
+namespace din_kernels::python {
+
+void bind_sparse_update(py::module_& m) {
+    m.def(
+        "sparse_update",
+        [](bool is_double, int64_t rows, int64_t dim, int64_t entries, Address weight, Address first, Address second,
+           Address ids, const std::string& id_type, int64_t largest, Address grads, Address counts,
+           const std::string& count_type, int64_t padding_idx, const std::string& rule, double lr, double step,
+           double beta1, double beta2, double eps, double coeff, bool maximize, bool decoupled, int threads) {
+            const Ids id_array = ids_at(ids, id_type);
+            const Counts count_array = counts_at(counts, count_type);
+            const UpdateRule update = parse<UpdateRule>("rule", rule,
+                                                        {{"sgd", UpdateRule::kSgd},
+                                                         {"momentum", UpdateRule::kMomentum},
+                                                         {"nesterov", UpdateRule::kNesterov},
+                                                         {"adagrad", UpdateRule::kAdagrad},
+                                                         {"rowwise_adagrad", UpdateRule::kRowwiseAdagrad},
+                                                         {"adam", UpdateRule::kAdam}});
+            const auto run = [&](auto zero) {
+                using T = decltype(zero);
+                const SparseUpdateArgs<T> args{rows,
+                                               dim,
+                                               entries,
+                                               at<T>(weight),
+                                               at<T>(first),
+                                               at<T>(second),
+                                               id_array,
+                                               largest,
+                                               at<const T>(grads),
+                                               count_array,
+                                               padding_idx,
+                                               update,
+                                               lr,
+                                               step,
+                                               beta1,
+                                               beta2,
+                                               eps,
+                                               coeff,
+                                               maximize,
+                                               decoupled};
+                sparse_update(args, threads);
+            };
+            py::gil_scoped_release release;
+            if (is_double)
+                run(double{});
+            else
+                run(float{});
+        },
+        R"(Updates in place the rows of weight [V, D] and of its states that appear in ids [N], gradients [N, D].
+
+Arrays are addresses, C-contiguous, of float64 (is_double) or float32; 0 stands for an optional one.
+    rows, dim, entries: V, D, N; V and N below 2^32
+    first, second: states of the rule: momentum's or Adagrad's [V, D], row-wise Adagrad's [V], Adam's two [V, D]
+    ids [N] of id_type int32 or int64, within 0 .. largest, which is below V; a row of padding_idx (-1: none) stays
+    counts [V] of count_type int32, int64, float32 or float64, or 0: no regularization
+    rule: sgd, momentum, nesterov, adagrad, rowwise_adagrad or adam; formulas in din_kernels/sparse_update.h
+    threads: at most so many OpenMP threads; the result does not depend on it)");
+}
+
+}  // namespace din_kernels::python

@@ -1,0 +1,6 @@
+"""Optimizers for tables with sparse gradients, and mini-batch aware regularization inside their step."""
+
+from din_kernels.optim.mba import MBA, MBACounts
+from din_kernels.optim.sparse import SparseAdagrad, SparseAdam, SparseRowWiseAdagrad, SparseSGD
+
+__all__ = ["MBA", "MBACounts", "SparseAdagrad", "SparseAdam", "SparseRowWiseAdagrad", "SparseSGD"]

@@ -1,0 +1,195 @@
+"""Mini-batch aware regularization of a parameter group, and the counts n_j that it divides by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from din_kernels import checks
+from din_kernels.jagged import Jagged
+
+COUNTS = ("samples", "occurrences")
+
+
+class MBACounts:
+    """n_j of every id of one table: how many training samples hold id j.
+
+    A sample is what the loss sums over: a positive and its negative are two, each with the history it shares. An id
+    that no sample held has 0 here and is regularized as if it had 1: a batch that brings it is a sample of it.
+
+    Args:
+        values: `[V]` integer or floating-point tensor, updated in place by `observe`.
+        count: "samples" counts a sample once per id that appears in it, in any field that shares the table (the paper's
+            I(x_j != 0)); "occurrences" counts every appearance.
+
+    Raises:
+        TypeError, ValueError: values is no 1-D tensor, holds a negative count, or count is unknown.
+
+    Example:
+        >>> counts = MBACounts.zeros(5)
+        >>> counts.observe(torch.tensor([1, 1, 3, 1]), torch.tensor([0, 3, 4]))  # samples {1, 3} and {1}
+        >>> counts.values.tolist()
+        [0, 2, 0, 1, 0]
+    """
+
+    def __init__(self, values: torch.Tensor, count: str = "samples"):
+        checks.is_tensor("counts", values, 1, "[V]")
+        checks.one_of("count", count, COUNTS)
+        if values.dtype in (torch.bool, torch.float16, torch.bfloat16) or values.is_complex():
+            raise TypeError(f"counts must be integers, float32 or float64, got {values.dtype}")
+        if checks.values_readable(values) and values.numel() and not float(values.min()) >= 0:
+            raise ValueError(f"counts must be at least 0, got {float(values.min())}")
+        self.values, self.count = values, count
+
+    @classmethod
+    def zeros(cls, rows: int, count: str = "samples", device=None) -> MBACounts:
+        """Of a table with `rows` rows, before any sample."""
+        return cls(torch.zeros(rows, dtype=torch.int64, device=device), count)
+
+    @classmethod
+    def from_samples(cls, samples: Iterable[Any], rows: int, count: str = "samples") -> MBACounts:
+        """Counted over the whole training data, batch by batch.
+
+        Args:
+            samples: batches, each as `observe` takes its `ids`.
+            rows: V, rows of the table.
+            count: "samples" or "occurrences".
+        """
+        counts = cls.zeros(rows, count)
+        for ids in samples:
+            counts.observe(ids)
+        return counts
+
+    def observe(
+        self,
+        ids: torch.Tensor | Jagged | Sequence[torch.Tensor | Jagged],
+        sample_offsets: torch.Tensor | None = None,
+    ) -> None:
+        """Adds one batch of samples.
+
+        Args:
+            ids: `[S, ...]` integer tensor whose row i is sample i; a Jagged of S rows; a list of such fields that share
+                the table; or, with sample_offsets, `[N]` packed.
+            sample_offsets: `[S + 1]`, sample i owns `ids[sample_offsets[i] : sample_offsets[i + 1]]`.
+
+        Raises:
+            TypeError, ValueError, IndexError: naming the argument, what was expected and what came; nothing is counted.
+        """
+        if sample_offsets is not None:
+            ids = Jagged(ids, sample_offsets)
+        fields = ids if isinstance(ids, (list, tuple)) else [ids]
+        pairs = [_by_sample(field) for field in fields]
+        if len({size for _, _, size in pairs}) > 1:
+            sizes = ", ".join(str(size) for _, _, size in pairs)
+            raise ValueError(f"ids must hold the same samples in every field, got {sizes} samples")
+        rows = self.values.shape[0]
+        sample = torch.cat([each for each, _, _ in pairs]) if pairs else torch.empty(0, dtype=torch.int64)
+        flat = torch.cat([each for _, each, _ in pairs]) if pairs else sample
+        if not flat.numel():
+            return
+        if checks.values_readable(flat):
+            low, high = (int(bound) for bound in torch.aminmax(flat))
+            if low < 0 or high >= rows:
+                raise IndexError(f"ids must lie in 0..{rows - 1} (rows of counts), got {low}..{high}")
+        if self.count == "samples":
+            flat = torch.unique(sample * rows + flat) % rows
+        self.values.index_add_(0, flat, self.values.new_ones(()).expand(flat.shape))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes: plain tensors and strings."""
+        return {"values": self.values, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the counts in place.
+
+        Raises:
+            ValueError: counts of another table size, or counted otherwise.
+        """
+        checks.has_shape("counts", state["values"], tuple(self.values.shape), " (rows of the table)")
+        if state["count"] != self.count:
+            raise ValueError(f"count must be {self.count!r}, got {state['count']!r}")
+        self.values.copy_(state["values"])
+
+    def __repr__(self) -> str:
+        return f"MBACounts(rows={self.values.shape[0]}, count={self.count!r})"
+
+
+def _by_sample(field) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """A field as (sample of each id, id), both `[n]` int64, and the number of samples."""
+    if isinstance(field, Jagged):
+        checks.is_index("ids", field.values)
+        sample = torch.repeat_interleave(torch.arange(len(field), device=field.values.device), field.lengths())
+        return sample, field.values.to(torch.int64), len(field)
+    checks.is_tensor("ids", field)
+    checks.is_index("ids", field)
+    if not field.dim():
+        raise ValueError("ids must have shape [S, ...], got a scalar")
+    sample = torch.arange(field.shape[0], device=field.device)
+    per_sample = field.numel() // max(field.shape[0], 1)
+    return sample.repeat_interleave(per_sample), field.reshape(-1).to(torch.int64), field.shape[0]
+
+
+class MBA:
+    """Mini-batch aware regularization (paper section 5.1, equation 6) of a parameter group.
+
+    In every step, coeff * w_j / n_j joins the gradient of each id j of the batch, once however often j appears, before
+    the optimizer's states see it. With `decoupled`, the weights shrink by lr * coeff * w_j / n_j beside the step
+    instead, as AdamW decays, so that the decay is not scaled by Adagrad's or Adam's own rates. For SGD both are one.
+
+    Args:
+        coeff: the paper's lambda, at least 0.
+        counts: `[V]` tensor or `MBACounts`, n_j per row of the group's table.
+        padding_idx: a row that the step never touches, neither by gradients nor by regularization. Libraries often
+            have a row 0 that is padding without saying so.
+        decoupled: see above.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Example:
+        >>> table = torch.nn.Embedding(100, 8, sparse=True)
+        >>> mba = MBA(coeff=0.01, counts=MBACounts.zeros(100), padding_idx=0)
+        >>> optimizer = SparseAdagrad([{"params": [table.weight], "mba": mba}], lr=0.01)
+        >>> ids = torch.tensor([[3, 3, 4], [4, 5, 6]])
+        >>> table(ids).sum().backward()
+        >>> mba.observe(ids)  # online counting: before the step
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self, coeff: float, counts: torch.Tensor | MBACounts, padding_idx: int | None = None, decoupled: bool = False
+    ):
+        if not coeff >= 0:
+            raise ValueError(f"coeff must be at least 0, got {coeff}")
+        self.coeff = float(coeff)
+        self.counts = counts if isinstance(counts, MBACounts) else MBACounts(counts)
+        rows = self.counts.values.shape[0]
+        if padding_idx is not None and not 0 <= padding_idx < rows:
+            raise IndexError(f"padding_idx must lie in 0..{rows - 1} (rows of counts), got {padding_idx}")
+        self.padding_idx, self.decoupled = padding_idx, bool(decoupled)
+
+    def observe(self, ids, sample_offsets=None) -> None:
+        """Counts a batch of samples, before the step that trains on it; see `MBACounts.observe`."""
+        self.counts.observe(ids, sample_offsets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings and counts, as plain values and tensors."""
+        settings = {"coeff": self.coeff, "padding_idx": self.padding_idx, "decoupled": self.decoupled}
+        return settings | {"counts": self.counts.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores settings, and counts in place."""
+        self.counts.load_state_dict(state["counts"])
+        self.coeff, self.padding_idx, self.decoupled = state["coeff"], state["padding_idx"], state["decoupled"]
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> MBA:
+        """A new one from `state_dict()`."""
+        counts = MBACounts(state["counts"]["values"].clone(), state["counts"]["count"])
+        return cls(state["coeff"], counts, state["padding_idx"], state["decoupled"])
+
+    def __repr__(self) -> str:
+        decoupled = ", decoupled=True" if self.decoupled else ""
+        return f"MBA(coeff={self.coeff}, counts={self.counts}, padding_idx={self.padding_idx}{decoupled})"

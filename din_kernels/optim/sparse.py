@@ -1,0 +1,265 @@
+"""Optimizers that touch only the rows of the batch, with mini-batch aware regularization in the same pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from din_kernels import checks
+from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
+from din_kernels.optim.mba import MBA
+
+
+class SparseOptimizer(torch.optim.Optimizer):
+    """What the sparse optimizers share. A subclass names the rule of a group, its states and its numbers."""
+
+    state_names: tuple[str, ...] = ()
+
+    def __init__(self, params, defaults: dict[str, Any], mba: MBA | None, maximize: bool):
+        if not defaults["lr"] >= 0:
+            raise ValueError(f"lr must be at least 0, got {defaults['lr']}")
+        if not defaults.get("eps", 0) >= 0:
+            raise ValueError(f"eps must be at least 0, got {defaults['eps']}")
+        super().__init__(params, defaults | {"mba": mba, "maximize": maximize})
+
+    def rule(self, group: dict[str, Any]) -> str:
+        """The name in `sparse_update.RULES`."""
+        raise NotImplementedError
+
+    def hyper(self, group: dict[str, Any], step: int) -> dict[str, float]:
+        """Fields of `sparse_update.Hyper` at `step`, which counts from 1."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; `mba` regularizes every table of the group, each with as many rows as mba's counts."""
+        super().add_param_group(param_group)
+        try:
+            _check_group(self.param_groups[-1])
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Updates the rows that appear in the gradients, each once; a table without gradient is left alone.
+
+        Raises:
+            TypeError: a gradient is dense.
+            IndexError: a gradient names a row that its table lacks. In both cases nothing has been written.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with_grad = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for _, parameter in with_grad:
+            _check_gradient(parameter)
+        steps, tables = {}, {}
+        for group, parameter in with_grad:
+            steps[parameter] = self.state[parameter].get("step", 0) + 1
+            rule = self.rule(group)
+            tables.setdefault(rule, []).append(self._table(group, parameter, rule, steps[parameter]))
+        for rule, group_tables in tables.items():
+            sparse_update(group_tables, rule)
+        for parameter, step in steps.items():
+            self.state[parameter]["step"] = step
+        return loss
+
+    def _table(self, group, parameter, rule: str, step: int) -> Table:
+        states, mba = self._states(group, parameter, rule), group["mba"]
+        numbers = self.hyper(group, step) | {"lr": float(group["lr"]), "maximize": group["maximize"]}
+        if mba is not None:
+            numbers |= {"coeff": mba.coeff, "decoupled": mba.decoupled}
+        return Table(
+            parameter, states, parameter.grad._indices()[0], parameter.grad._values(), Hyper(**numbers),
+            None if mba is None else mba.counts.values, None if mba is None else mba.padding_idx,
+        )  # fmt: skip
+
+    def _states(self, group, parameter, rule: str) -> list[torch.Tensor]:
+        """The rule's states of a table, made at its first step; fp32 for fp16 and bf16 tables."""
+        state = self.state[parameter]
+        for name, shape in zip(self.state_names, RULES[rule], strict=False):
+            if name not in state:
+                sizes = parameter.shape if shape == "VD" else parameter.shape[:1]
+                dtype = torch.promote_types(parameter.dtype, torch.float32)
+                state[name] = torch.full(sizes, group.get("initial_accumulator_value", 0.0), dtype=dtype,
+                                         device=parameter.device)  # fmt: skip
+        return [state[name] for name in self.state_names[: len(RULES[rule])]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, MBA's settings and counts as plain values among each group's."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if group["mba"] is not None:
+                group["mba"] = group["mba"].state_dict()
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; counts are restored into the MBA objects that the groups hold."""
+        held = [group["mba"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, mba in zip(self.param_groups, held, strict=True):
+            saved = group["mba"]
+            if saved is not None and mba is not None:
+                mba.load_state_dict(saved)
+            elif saved is not None:
+                mba = MBA.from_state_dict(saved)
+            group["mba"] = mba if saved is not None else None
+        self._restore_wide_states(state_dict)
+
+    def _restore_wide_states(self, state_dict: dict[str, Any]) -> None:
+        """torch casts loaded states to their parameter's dtype; those of fp16 and bf16 tables stay fp32."""
+        saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in zip(saved_ids, parameters, strict=True):
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                for name in self.state_names:
+                    if name in state_dict["state"].get(index, {}):
+                        saved = state_dict["state"][index][name]
+                        self.state[parameter][name] = saved.to(parameter.device, torch.float32, copy=True)
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    mba = group["mba"]
+    if mba is not None and not isinstance(mba, MBA):
+        raise TypeError(f"mba must be a din_kernels.MBA or None, got {type(mba).__name__}")
+    for parameter in group["params"]:
+        checks.is_tensor("params", parameter, 2, "[V, D] (embedding tables)")
+        checks.is_floating("params", parameter)
+        if mba is not None and mba.counts.values.shape[0] != parameter.shape[0]:
+            raise ValueError(
+                f"mba must have counts for the {parameter.shape[0]} rows of its table, got "
+                f"{mba.counts.values.shape[0]}; tables of other sizes are groups of their own"
+            )
+
+
+def _check_gradient(parameter: torch.Tensor) -> None:
+    grad = parameter.grad
+    if not grad.is_sparse:
+        raise TypeError(
+            "the gradient of a table must be sparse, as of nn.Embedding(sparse=True), got a dense one of shape "
+            f"{list(grad.shape)}"
+        )
+    if grad.sparse_dim() != 1 or grad.dense_dim() != 1:
+        raise ValueError(
+            f"the gradient of a table must have 1 sparse and 1 dense dimension, got {grad.sparse_dim()} and "
+            f"{grad.dense_dim()}"
+        )
+
+
+class SparseSGD(SparseOptimizer):
+    """SGD on the rows of the batch; equal to torch.optim.SGD without MBA and momentum.
+
+    With momentum, buffers of the batch's rows alone decay (lazy), which equals torch's where every step holds every row.
+
+    Args:
+        params: tables `[V, D]`, or groups.
+        lr: learning rate.
+        momentum, nesterov: as in torch.optim.SGD, on touched rows.
+        mba: regularization of the tables, see `MBA`; None for none.
+        maximize: ascend; the regularizer still shrinks weights.
+    """
+
+    state_names = ("momentum_buffer",)
+
+    def __init__(self, params, lr=1e-3, *, momentum=0.0, nesterov=False, mba: MBA | None = None, maximize=False):
+        if not momentum >= 0:
+            raise ValueError(f"momentum must be at least 0, got {momentum}")
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0, got 0")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov}, mba, maximize)
+
+    def rule(self, group):
+        if not group["momentum"]:
+            return "sgd"
+        return "nesterov" if group["nesterov"] else "momentum"
+
+    def hyper(self, group, step):
+        return {"step": float(group["lr"]), "beta1": group["momentum"]}
+
+
+class SparseAdagrad(SparseOptimizer):
+    """Adagrad on the rows of the batch; equal to torch.optim.Adagrad without MBA.
+
+    Args:
+        params: tables `[V, D]`, or groups.
+        lr: learning rate.
+        lr_decay, initial_accumulator_value, eps: as in torch.optim.Adagrad.
+        mba: regularization of the tables, see `MBA`; None for none.
+        maximize: ascend; the regularizer still shrinks weights.
+    """
+
+    state_names = ("sum",)
+
+    def __init__(
+        self, params, lr=1e-2, *, lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, mba: MBA | None = None,
+        maximize=False,
+    ):  # fmt: skip
+        if not initial_accumulator_value >= 0:
+            raise ValueError(f"initial_accumulator_value must be at least 0, got {initial_accumulator_value}")
+        defaults = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "initial_accumulator_value": initial_accumulator_value}
+        super().__init__(params, defaults, mba, maximize)
+
+    def rule(self, group):
+        return "adagrad"
+
+    def hyper(self, group, step):
+        return {"step": float(group["lr"]) / (1 + (step - 1) * group["lr_decay"]), "eps": group["eps"]}
+
+
+class SparseRowWiseAdagrad(SparseOptimizer):
+    """Adagrad with one accumulator per row, `[V]`; equal to FBGEMM's EXACT_ROWWISE_ADAGRAD without MBA.
+
+    Args:
+        params: tables `[V, D]`, or groups.
+        lr: learning rate.
+        eps: added to the root.
+        initial_accumulator_value: of every row.
+        mba: regularization of the tables, see `MBA`; None for none.
+        maximize: ascend; the regularizer still shrinks weights.
+    """
+
+    state_names = ("sum",)
+
+    def __init__(
+        self, params, lr=1e-2, *, eps=1e-8, initial_accumulator_value=0.0, mba: MBA | None = None, maximize=False
+    ):
+        if not initial_accumulator_value >= 0:
+            raise ValueError(f"initial_accumulator_value must be at least 0, got {initial_accumulator_value}")
+        defaults = {"lr": lr, "eps": eps, "initial_accumulator_value": initial_accumulator_value}
+        super().__init__(params, defaults, mba, maximize)
+
+    def rule(self, group):
+        return "rowwise_adagrad"
+
+    def hyper(self, group, step):
+        return {"step": float(group["lr"]), "eps": group["eps"]}
+
+
+class SparseAdam(SparseOptimizer):
+    """Lazy Adam: moments of the batch's rows alone decay; equal to torch.optim.SparseAdam without MBA.
+
+    Args:
+        params: tables `[V, D]`, or groups.
+        lr: learning rate.
+        betas, eps: as in torch.optim.SparseAdam.
+        mba: regularization of the tables, see `MBA`; None for none.
+        maximize: ascend; the regularizer still shrinks weights.
+    """
+
+    state_names = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, params, lr=1e-3, *, betas=(0.9, 0.999), eps=1e-8, mba: MBA | None = None, maximize=False):
+        for i, beta in enumerate(betas):
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas[{i}] must lie in [0, 1), got {beta}")
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps}, mba, maximize)
+
+    def rule(self, group):
+        return "adam"
+
+    def hyper(self, group, step):
+        beta1, beta2 = group["betas"]
+        corrected = float(group["lr"]) * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+        return {"step": corrected, "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
