@@ -20,6 +20,8 @@ def refuses(request: Request) -> str | None:
         return f"dtype must be float32 or float64, got {request.dtype}"
     if options["features"] not in FEATURES:
         return f"features must be one of {FEATURES}, got {options['features']!r}"
+    if options["gather"]:
+        return "rows by id (Gather) are not fused yet"
     if options["dice_training"]:
         return "Dice in training (batch statistics) is not fused yet"
     if options["hidden_layers"] > 3:
@@ -48,12 +50,13 @@ def _layers(weights, biases, params, activation):
 
 
 def forward(
-    query, rows, begin, length, row_index, query_to_user, pair_begin, total_pairs,
-    weights, biases, params, eps, features, activation, normalize, scale,
+    query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, pair_begin,
+    total_pairs, weights, biases, params, eps, dice_training, sparse_grad, features, activation, normalize, scale,
 ):  # fmt: skip
     """Kernel call of the op's forward: pooled [Q, D], logsumexp [Q] or [0], pair_weights [total_pairs]."""
     from din_kernels import _cpu
 
+    (query,), (rows,) = query_tables, row_tables
     query, rows = query.contiguous(), rows.contiguous()
     layers, _alive = _layers(weights, biases, params, activation)
     pooled = torch.empty_like(query)
@@ -66,17 +69,18 @@ def forward(
         layers, list(eps), features, activation, normalize, scale,
         pooled.data_ptr(), _pointer(logsumexp), _pointer(pair_weights), torch.get_num_threads(),
     )  # fmt: skip
-    return pooled, logsumexp, pair_weights
+    return pooled, logsumexp, pair_weights, query.new_empty(2, 0)
 
 
 def backward(
-    grad_pooled, grad_pair_weights, query, rows, begin, length, row_index, query_to_user, pair_begin, total_pairs,
-    weights, biases, params, eps, features, activation, normalize, scale, pooled, logsumexp, pair_weights,
-    need_query, need_rows,
+    grad_pooled, grad_pair_weights, query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask,
+    query_to_user, pair_begin, total_pairs, weights, biases, params, eps, dice_training, sparse_grad, features,
+    activation, normalize, scale, pooled, logsumexp, pair_weights, statistics, need_query, need_rows,
 ):  # fmt: skip
     """Kernel call of the op's backward: gradients of query, rows (or [0] where not needed), weights, biases, params."""
     from din_kernels import _cpu
 
+    (query,), (rows,) = query_tables, row_tables
     query, rows, grad_pooled = query.contiguous(), rows.contiguous(), grad_pooled.contiguous()
     returned = grad_pair_weights is not None and pair_begin is not None
     grad_pair_weights = grad_pair_weights.contiguous() if returned else None
@@ -96,4 +100,4 @@ def backward(
         [t.data_ptr() for t in grads[0]], [t.data_ptr() for t in grads[1]], [t.data_ptr() for t in grads[2]],
         torch.get_num_threads(),
     )  # fmt: skip
-    return grad_query, grad_rows, *grads
+    return [grad_query], [grad_rows], *grads
