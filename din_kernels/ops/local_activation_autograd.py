@@ -95,6 +95,11 @@ def _setup_context(ctx, inputs, output):
      ctx.total_pairs, weights, biases, params, *ctx.options) = inputs  # fmt: skip
     groups = [query_tables, query_ids, row_tables, row_ids, weights, biases, params, output]
     ctx.sizes = [len(group) for group in groups]
+    # A table that the candidates share with the history takes one sparse gradient: torch cannot add two in bf16.
+    ctx.shared = [
+        next((j for j, other in enumerate(row_tables) if row_ids and other is table), None) if query_ids else None
+        for table in query_tables
+    ]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1], output[3])
     ctx.save_for_backward(begin, length, row_index, row_mask, query_to_user, pair_begin,
@@ -102,19 +107,31 @@ def _setup_context(ctx, inputs, output):
 
 
 def _table_grads(tables, ids, grads, needs, sparse):
-    """Gradients of tables from those of the rows: as they are, or one entry per id."""
+    """Gradients of tables from those of their rows: as they are, or one entry per id."""
     if not ids:
         return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
-    result = []
-    for table, each, grad, need in zip(tables, ids, grads, needs, strict=True):
-        if not need:
-            result.append(None)
-        elif sparse:
-            indices = each.to(torch.int64).unsqueeze(0)
-            result.append(torch.sparse_coo_tensor(indices, grad, table.shape, check_invariants=False))
-        else:
-            result.append(torch.ops.aten.embedding_dense_backward(grad, each, table.shape[0], -1, False))
-    return result
+    return [
+        None if not need
+        else _sparse(each, grad, table) if sparse
+        else torch.ops.aten.embedding_dense_backward(grad, each, table.shape[0], -1, False)
+        for table, each, grad, need in zip(tables, ids, grads, needs, strict=True)
+    ]  # fmt: skip
+
+
+def _sparse(ids, grad, table):
+    return torch.sparse_coo_tensor(ids.to(torch.int64).unsqueeze(0), grad, table.shape, check_invariants=False)
+
+
+def _join_shared(shared, grad_query, grad_rows):
+    """Moves sparse gradients of tables that the candidates share with the history into one per table."""
+    for k, j in enumerate(shared):
+        if j is None or grad_query[k] is None or grad_rows[j] is None or not grad_query[k].is_sparse:
+            continue
+        both = (grad_rows[j], grad_query[k])
+        indices = torch.cat([grad._indices() for grad in both], 1)
+        values = torch.cat([grad._values() for grad in both])
+        grad_rows[j] = torch.sparse_coo_tensor(indices, values, both[0].shape, check_invariants=False)
+        grad_query[k] = None
 
 
 def _autograd(ctx, grad_pooled, _logsumexp, grad_pair_weights, _statistics):
@@ -134,10 +151,13 @@ def _autograd(ctx, grad_pooled, _logsumexp, grad_pair_weights, _statistics):
         any(needs_query), any(needs_rows), backend,
     )  # fmt: skip
     sparse = options[2]
+    grad_query = _table_grads(query_tables, query_ids, grad_query, needs_query, sparse)
+    grad_rows = _table_grads(row_tables, row_ids, grad_rows, needs_rows, sparse)
+    _join_shared(ctx.shared, grad_query, grad_rows)
     return (
-        _table_grads(query_tables, query_ids, grad_query, needs_query, sparse),
+        grad_query,
         [None] * len(query_ids),
-        _table_grads(row_tables, row_ids, grad_rows, needs_rows, sparse),
+        grad_rows,
         [None] * len(row_ids),
         *(None,) * 7,
         *grads,
