@@ -75,7 +75,7 @@ def weights_in_layout(pair_weights, history, layout: Rows, pair_begin, query_to_
     if layout.width is not None:
         weights = pair_weights.view(queries, layout.width)
         if layout.row_index is not None:
-            column = layout.row_index.view(-1, layout.width) - layout.begin.unsqueeze(1)
+            column = layout.row_index.view(len(layout.begin), layout.width) - layout.begin.unsqueeze(1)
             column = column if query_to_user is None else column[query_to_user]
             weights = torch.zeros_like(weights).scatter(1, column, weights)
         return weights
