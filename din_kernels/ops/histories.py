@@ -51,7 +51,7 @@ def rows_of(history: Jagged | Padded | Gather, padded_statistics: bool = False) 
         return Rows(source, begin, history.mask.sum(1), (begin.unsqueeze(1) + order).flatten(), None, width)
     if history.lengths is None:
         return Rows(source, begin, torch.full_like(begin, width), None, None, width)
-    length = history.lengths.to(torch.int64)
+    length = history.lengths.to(torch.int64).contiguous()
     return Rows(source, begin if history.padding_side == "right" else begin + width - length, length, None, None, width)
 
 
@@ -123,18 +123,18 @@ def check_rows(query, history, query_to_user) -> None:
     if isinstance(history, Gather):
         if history.offsets is None:
             raise ValueError("history must be a Gather with offsets, got one without")
-        values, users = history, len(history)
+        values, users = history, history.batch_size
         if history.width != dim:
             raise ValueError(f"history must have tables of width {dim} together (D of query), got {history.width}")
     else:
         values, trailing = history.values, 1 if isinstance(history, Jagged) else 2
-        users = len(history) if isinstance(history, Jagged) else values.shape[0]
+        users = history.batch_size
         if values.dim() != trailing + 1 or values.shape[-1] != dim:
             expected = f"[N, {dim}]" if trailing == 1 else f"[B, T, {dim}]"
             raise ValueError(f"history must have shape {expected} (D of query), got {list(values.shape)}")
     checks.same_dtype("history", values, "query", query)
     checks.same_device("history", values, "query", query)
-    queries = len(query)
+    queries = query.num_rows if isinstance(query, Gather) else query.shape[0]
     if query_to_user is None:
         if queries != users:
             raise ValueError(
