@@ -459,7 +459,7 @@ def test_vmap_is_refused(call):
         torch.func.vmap(it)(torch.stack([it.query, it.query]))
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiled_without_graph_break_gives_the_same_numbers_at_any_size(compiler, backend, device):
     unit = dk.nn.LocalActivationUnit(6, hidden=(7, 5), normalize="softmax", device=device, dtype=torch.float64)
     compiled = torch.compile(unit, fullgraph=True, dynamic=True, backend=compiler)
