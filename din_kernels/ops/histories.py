@@ -91,7 +91,7 @@ def in_autocast_dtype(query, history):
     Weights are left alone, since kernels compute in fp32; float64 is never lowered.
     """
     device = query.device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return query, history
     stored = next((each.dtype for each in (query, history) if isinstance(each, Gather)), None)
     dtype = stored or torch.get_autocast_dtype(device)
