@@ -90,6 +90,8 @@ def in_autocast_dtype(query, history):
 
     Weights are left alone, since kernels compute in fp32; float64 is never lowered.
     """
+    if not isinstance(query, (torch.Tensor, Gather)):
+        return query, history  # check_rows says so
     device = query.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return query, history
@@ -97,7 +99,7 @@ def in_autocast_dtype(query, history):
     dtype = stored or torch.get_autocast_dtype(device)
 
     def lowered(rows: torch.Tensor) -> torch.Tensor:
-        return rows if rows.dtype == torch.float64 else rows.to(dtype)
+        return rows.to(dtype) if rows.is_floating_point() and rows.dtype != torch.float64 else rows
 
     if isinstance(query, torch.Tensor):
         query = lowered(query)
