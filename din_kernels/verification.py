@@ -12,7 +12,7 @@ from din_kernels.backends import use_backend
 from din_kernels.jagged import Jagged, Padded
 from din_kernels.ops.local_activation import feature_width, local_activation
 
-LAYOUTS = ("packed", "left padded", "masked", "query_to_user")
+LAYOUTS = ("packed", "right padded", "left padded", "masked", "query_to_user")
 
 # Beside twice the reference's own error, relative to the largest entry of a tensor: 2e-6 is 16 units in the last place
 # of float32. In double there is no finer reference, so the floor is the bound: sums over some hundred rows already
@@ -58,16 +58,16 @@ def make_case(
             {"alpha": normal(w), "mean": normal(w), "var": normal(w).square() + 0.1, "eps": 1e-8, "training": False}
             for w in hidden
         ]
-    length = torch.tensor(lengths)
-    users, longest = len(lengths), max(lengths)
+    length = torch.tensor(lengths, dtype=torch.int64)
+    users, longest = len(lengths), max(lengths, default=0)
     query_to_user = (
         torch.arange(users).repeat_interleave(torch.arange(users) % 3) if layout == "query_to_user" else None
     )
     shape: dict[str, Any] = {"offsets": torch.nn.functional.pad(length.cumsum(0), (1, 0))}
     history = normal(sum(lengths), dim)
-    if layout in ("left padded", "masked"):
+    if layout in ("right padded", "left padded", "masked"):
         history = normal(users, longest, dim)
-        shape = {"lengths": length, "padding_side": "left"}
+        shape = {"lengths": length, "padding_side": layout.removesuffix(" padded")}
         if layout == "masked":
             shape = {"mask": torch.rand(users, longest, generator=generator) * longest < length[:, None]}
     queries = users if query_to_user is None else len(query_to_user)
@@ -150,8 +150,8 @@ class Deviation(NamedTuple):
 
 def deviations(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -> Iterator[Deviation]:
     """Errors of `backend` in the max norm per tensor; the bound is twice the reference's own error in `dtype`, plus
-    `FLOOR[dtype]` times the tensor's largest entry. The gradient of a bias is a sum whose terms cancel, under softmax
-    that of the last one to exactly 0, so its floor counts from the largest entry of any gradient.
+    `FLOOR[dtype]` times the largest entry of pooled, of the weights, or of any gradient: a gradient is a sum over pairs
+    whose terms cancel, under softmax those of the last bias to exactly 0, so its own size does not tell theirs.
 
     Raises:
         BackendError: the backend does not serve this case.
@@ -160,10 +160,9 @@ def deviations(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu"
     ours = results(case, backend, dtype, device)
     exact = results(case, "reference", torch.float64)
     own = exact if dtype == torch.float64 else results(case, "reference", dtype, device)
+    largest_gradient = max(_max(value) for name, value in exact.items() if name.startswith("grad"))
     for name, expected in exact.items():
-        largest = _max(expected)
-        if name.startswith("grad biases"):
-            largest = max(_max(value) for key, value in exact.items() if key.startswith("grad"))
+        largest = largest_gradient if name.startswith("grad") else _max(expected)
         error = _max(ours[name] - expected)
         yield Deviation(name, error, 2 * _max(own[name] - expected) + FLOOR[dtype] * largest)
 
