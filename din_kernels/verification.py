@@ -150,8 +150,8 @@ class Deviation(NamedTuple):
 
 def deviations(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -> Iterator[Deviation]:
     """Errors of `backend` in the max norm per tensor; the bound is twice the reference's own error in `dtype`, plus
-    `FLOOR[dtype]` times the largest entry of pooled, of the weights, or of any gradient: a gradient is a sum over pairs
-    whose terms cancel, under softmax those of the last bias to exactly 0, so its own size does not tell theirs.
+    `FLOOR[dtype]` times the tensor's largest entry. The gradient of a bias is a sum whose terms cancel, under softmax
+    that of the last one to exactly 0, so its floor counts from the largest entry of any gradient.
 
     Raises:
         BackendError: the backend does not serve this case.
@@ -162,7 +162,7 @@ def deviations(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu"
     own = exact if dtype == torch.float64 else results(case, "reference", dtype, device)
     largest_gradient = max(_max(value) for name, value in exact.items() if name.startswith("grad"))
     for name, expected in exact.items():
-        largest = largest_gradient if name.startswith("grad") else _max(expected)
+        largest = largest_gradient if name.startswith("grad biases") else _max(expected)
         error = _max(ours[name] - expected)
         yield Deviation(name, error, 2 * _max(own[name] - expected) + FLOOR[dtype] * largest)
 

@@ -102,7 +102,7 @@ def test_a_block_forces_its_own_thread_alone(served):
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("cpu", {"dtype": torch.int8}, "dtype must be float32"),
+        ("cpu", {"dtype": torch.int8}, "dtype must be one of float32"),
         ("cpu", {"device": "cuda"}, "must be on the CPU, got cuda"),
         ("cuda", {}, "."),
         ("triton", {}, "."),
