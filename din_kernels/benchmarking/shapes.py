@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from din_kernels import config
+from din_kernels.backends.reference.local_activation import features_of
 from din_kernels.jagged import Jagged
 from din_kernels.nn import LocalActivationUnit
 
@@ -45,8 +47,7 @@ class Shape:
     dtype: torch.dtype = torch.float32
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """One call of the unit: Q candidates over U histories of N behaviours."""
 
     unit: LocalActivationUnit
@@ -80,9 +81,27 @@ def inputs_of(shape: Shape, seed: int = 0) -> Inputs:
         torch.manual_seed(seed)
         unit = LocalActivationUnit(shape.dim, shape.hidden, shape.activation, dtype=shape.dtype)
     queries = users * shape.candidates
-    return Inputs(
-        unit, normal(queries), Jagged.from_lengths(normal(int(lengths.sum())), lengths), query_to_user, normal(queries)
-    )
+    query, history = normal(queries), Jagged.from_lengths(normal(int(lengths.sum())), lengths)
+    if shape.activation == "prelu":
+        _leave_kink(unit, query, history)
+    return Inputs(unit, query, history, query_to_user, normal(queries))
+
+
+@torch.no_grad()
+def _leave_kink(unit: LocalActivationUnit, query: torch.Tensor, history: Jagged) -> None:
+    """Scales behaviours of which the first layer's z lies within 1e-6 of PReLU's kink.
+
+    Among millions of z some round to the other side of 0 when they are added up in another order, and the gradient of
+    that pair then differs by the kink, not by an error.
+    """
+    first = unit.linears[0].double()
+    candidate = query.double().repeat_interleave(history.lengths(), 0)
+    near = torch.arange(history.num_rows)
+    while len(near):
+        z = first(features_of(candidate[near], history.values[near].double(), unit.features))
+        near = near[(z.abs() < 1e-6).any(1)]
+        history.values[near] *= 1.01
+    first.to(query.dtype)
 
 
 def work(inputs: Inputs) -> int:
