@@ -15,29 +15,10 @@ import sys
 import torch
 
 from din_kernels.benchmarking import harness
-from din_kernels.benchmarking.local_activation import (
-    BUCKETED,
-    COMPILED,
-    COPIES,
-    EAGER,
-    FOLDED,
-    FUSED,
-    measure,
-    prepare,
-    time_table,
-)
+from din_kernels.benchmarking.local_activation import measure, prepare, time_table, variants_of
 from din_kernels.benchmarking.memory import peak_bytes
 from din_kernels.benchmarking.shapes import CPU_SHAPES, SHAPES, Inputs, ShapeUnavailable, inputs_of, work
 from din_kernels.commands.console import wide_console
-
-VARIANTS = (FUSED, EAGER, COMPILED, FOLDED)
-
-
-def variants_of(name: str, inputs: Inputs) -> tuple[str, ...]:
-    """Which variants make sense on a shape: buckets where most of a padded batch is padding."""
-    if inputs.query_to_user is not None:
-        return (FUSED, COPIES, EAGER, COMPILED, FOLDED)
-    return (*VARIANTS, BUCKETED) if name == "real" else VARIANTS
 
 
 def memory(name: str, inputs: Inputs) -> dict[str, float] | None:
@@ -72,7 +53,7 @@ def main() -> int:
             console.print(f"{name}: skipped, {reason}", soft_wrap=True)
             continue
         torch._dynamo.reset()
-        rows, reasons = measure(inputs, variants_of(name, inputs), options.seconds)
+        rows, reasons = measure(inputs, variants_of(name), options.seconds)
         longest = int(inputs.history.lengths().max())
         shape = {
             "about": SHAPES[name].about, "D": inputs.unit.dim, "H": list(inputs.unit.hidden),

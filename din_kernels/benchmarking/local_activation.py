@@ -58,6 +58,14 @@ def calls(name: str, inputs: Inputs, width: int | None = None) -> Calls:
     return _padded(inputs, function if name == EAGER else torch.compile(function, dynamic=False), widths)
 
 
+def variants_of(shape: str) -> tuple[str, ...]:
+    """The variants that make sense on a house shape, ours first."""
+    if SHAPES[shape].candidates > 1:
+        return (FUSED, COPIES, EAGER, COMPILED, FOLDED)
+    padded = (FUSED, EAGER, COMPILED, FOLDED)
+    return (*padded, BUCKETED) if shape == "real" else padded  # most of its padded form is padding
+
+
 def missing(name: str) -> str | None:
     """Why a variant cannot run on this machine, or None."""
     return unavailable("cpu") if name in (FUSED, COPIES) else None
