@@ -74,3 +74,11 @@ def has_shape(name: str, value: torch.Tensor, shape: tuple[int, ...], words: str
 def one_of(name: str, value, known) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def ids_within(name: str, ids: torch.Tensor, rows: int, words: str = "rows of its table") -> None:
+    """IndexError unless all ids, where their values are at hand, lie in 0 .. rows - 1."""
+    if values_readable(ids) and ids.numel():
+        low, high = (int(bound) for bound in torch.aminmax(ids))
+        if low < 0 or high >= rows:
+            raise IndexError(f"{name} must lie in 0..{rows - 1} ({words}), got {low}..{high}")

@@ -31,13 +31,7 @@ class Jagged:
         checks.is_tensor("values", values)
         if values.dim() < 1:
             raise ValueError("values must have shape [N, ...], got a scalar")
-        checks.is_tensor("offsets", offsets, 1, "[U + 1]")
-        checks.is_index("offsets", offsets)
-        checks.same_device("offsets", offsets, "values", values)
-        if offsets.shape[0] < 1:
-            raise ValueError("offsets must have at least one entry (U + 1), got 0")
-        if checks.values_readable(offsets):
-            _check_offsets(offsets, values.shape[0])
+        check_offsets(offsets, values.shape[0], "values", values)
         self.values = values
         self.offsets = offsets.to(torch.int64)
 
@@ -177,6 +171,10 @@ class Padded:
         made.values, made.lengths, made.mask, made.padding_side = values, lengths, mask, padding_side
         return made
 
+    def __len__(self) -> int:
+        """B."""
+        return self.values.shape[0]
+
     def valid(self) -> torch.Tensor:
         """`[B, T]` bool, true where valid."""
         if self.mask is not None:
@@ -189,7 +187,15 @@ class Padded:
         return column < lengths if self.padding_side == "right" else column >= width - lengths
 
 
-def _check_offsets(offsets: torch.Tensor, rows: int) -> None:
+def check_offsets(offsets: torch.Tensor, rows: int, owner_name: str, owner: torch.Tensor) -> None:
+    """Raises unless `offsets [U + 1]` cut `rows` rows, held by `owner`, into histories."""
+    checks.is_tensor("offsets", offsets, 1, "[U + 1]")
+    checks.is_index("offsets", offsets)
+    checks.same_device("offsets", offsets, owner_name, owner)
+    if offsets.shape[0] < 1:
+        raise ValueError("offsets must have at least one entry (U + 1), got 0")
+    if not checks.values_readable(offsets):
+        return
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0:
         raise ValueError(f"offsets must start at 0, got {first}")

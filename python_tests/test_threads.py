@@ -185,12 +185,17 @@ query, history = random.normal(size=(users, dim)), random.normal(size=(rows, dim
 weight, bias = random.normal(size=(1, 4 * dim)), random.normal(size=1)
 begin, length = offsets[:-1].copy(), np.diff(offsets)
 pooled = np.full((users, dim), np.nan)
-layers = {{"widths": [], "weights": [weight.ctypes.data], "biases": [bias.ctypes.data]}}
-layers |= {{"params": [], "param_sizes": []}}
-core.local_activation_forward(
-    True, users, users, rows, dim, query.ctypes.data, history.ctypes.data, begin.ctypes.data, length.ctypes.data,
-    0, 0, 0, layers, [], "concat", "sigmoid", "none", 1.0, pooled.ctypes.data, 0, 0, 2,
-)
+call = {{
+    "dtype": "float64", "queries": users, "users": users, "rows_count": rows, "dim": dim,
+    "query": [(query.ctypes.data, dim, 0, True)], "rows": [(history.ctypes.data, dim, 0, True)],
+    "begin": begin.ctypes.data, "length": length.ctypes.data,
+    "row_index": 0, "row_mask": 0, "query_to_user": 0, "pair_begin": 0,
+    "widths": [], "weights": [weight.ctypes.data], "biases": [bias.ctypes.data],
+    "params": [], "param_sizes": [], "eps": [],
+    "features": "concat", "activation": "sigmoid", "dice_training": False, "normalize": "none", "scale": 1.0,
+    "pooled": pooled.ctypes.data, "logsumexp": 0, "pair_weights": 0, "statistics": 0,
+}}
+core.local_activation_forward(call, 2)
 q = np.repeat(query, length, axis=0)
 scores = np.concatenate([q, history, q - history, q * history], axis=1) @ weight[0] + bias
 expected = np.stack([(scores[a:b, None] * history[a:b]).sum(0) for a, b in zip(offsets, offsets[1:])])

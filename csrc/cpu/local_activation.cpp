@@ -5,206 +5,141 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <type_traits>
+#include <vector>
 
 #include "buffer.h"
-#include "isa.h"
+#include "dispatch.h"
 #include "local_activation_call.h"
+#include "local_activation_pack.h"
 #include "parallel.h"
 
 namespace din_kernels::cpu {
 namespace {
 
+DIN_KERNELS_SELECT(Kernels, local_activation)
+
+// Weight gradients of all blocks together; fewer than 8 blocks would leave threads idle.
+constexpr int64_t kGradientBytes = 12 << 20, kMinBlocks = 8, kMaxBlocks = 64;
+// Candidates whose matrices are made together with outer features: 2.6 MB at D = 128, H1 = 80.
+constexpr int64_t kRound = 64, kOuterBlocks = 16;
+
 template <typename T>
-const Kernels<T>& kernels_here() {
-#define DIN_KERNELS_TABLE(isa)                \
-    if constexpr (std::is_same_v<T, float>) { \
-        return isa::local_activation_float;   \
-    } else {                                  \
-        return isa::local_activation_double;  \
-    }
-    switch (active_isa()) {
-#ifdef DIN_KERNELS_HAVE_AVX512
-        case Isa::kAvx512:
-            DIN_KERNELS_TABLE(avx512)
-#endif
-#ifdef DIN_KERNELS_HAVE_AVX2
-        case Isa::kAvx2:
-            DIN_KERNELS_TABLE(avx2)
-#endif
-        default:
-            DIN_KERNELS_TABLE(baseline)
-    }
-#undef DIN_KERNELS_TABLE
+int64_t most_blocks(const LocalActivationArgs<T>& args) {
+    if (args.features == Features::kOuter) return kOuterBlocks;
+    return std::clamp(kGradientBytes / (gradient_size(args) * int64_t(sizeof(T))), kMinBlocks, kMaxBlocks);
 }
 
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-
-int params_of(Activation activation) {
-    return activation == Activation::kPrelu ? 1 : activation == Activation::kDice ? 3 : 0;
-}
-
-// Columns of the first layer's weight [Wq, Wk, Wd, Wp]; product has no Wd.
-struct FirstLayer {
-    int64_t in, key, difference, product;
-
-    FirstLayer(Features features, int64_t dim)
-        : in(features == Features::kConcat ? 4 * dim : 3 * dim),
-          key(dim),
-          difference(features == Features::kConcat ? 2 * dim : -1),
-          product(in - dim) {}
-};
-
-// The MLP in the layouts that the kernels read.
+// A call: its plan, its packed weights and the buffers of its blocks.
 template <typename T>
-class Packed {
+class Run {
  public:
-    PackedMlp<T> mlp;
+    const LocalActivationArgs<T>& args;
+    const Kernels<T>& kernels = select_kernels<T>();
+    const Plan plan;
+    const int64_t blocks;
+    const int threads;
+    PackedWeights<T> weights;
+    Call<T> call;
 
-    Packed(const LocalActivationArgs<T>& args, int lanes, bool backward) {
-        mlp.hidden = args.hidden;
-        mlp.dim = args.dim;
-        mlp.dim_p = round_up(args.dim, lanes);
-        for (int l = 0; l <= args.hidden; ++l) {
-            mlp.width[l] = args.layers[l].width;
-            mlp.width_p[l] = round_up(args.layers[l].width, lanes);
-        }
-        // The first pass counts, the second writes.
+    Run(const LocalActivationArgs<T>& args, bool backward, int asked_threads)
+        : args(args),
+          plan(make_plan(args.queries, args.users, args.begin, args.length, args.query_to_user, args.pair_begin,
+                         most_blocks(args))),
+          blocks(int64_t(plan.blocks.size()) - 1),
+          threads(usable_threads(asked_threads, outer() ? std::max(blocks, args.dim) : blocks)),
+          weights(args, kernels.lanes, backward, threads) {
+        const PackedMlp<T>& m = weights.mlp;
+        per_block_ = kernels.workspace(m, backward, plan.shared_rows);
+        workspace_ = Buffer<T>(per_block_ * (outer() ? blocks : threads));
+        partial_sums_ = Buffer<T>(plan.partials * (m.dim_p + 2));
+        if (backward && args.grad_rows.needed) partial_rows_ = Buffer<T>(plan.partial_rows * args.dim);
+        call = {&args, m, &plan, partial_sums_.data(), partial_rows_.data(), {}};
+        if (!outer()) return;
+        const int64_t matrix = args.dim * m.width_p[0];
+        const int64_t sizes[] = {kRound * m.dim_p, kRound * matrix, backward ? kRound * m.dim_p : 0,
+                                 backward ? args.dim * matrix : 0, backward ? matrix : 0};
+        T** const pointers[] = {&call.outer.queries, &call.outer.folded_t, &call.outer.grad_queries,
+                                &call.outer.grad_outer, &call.outer.grad_history};
         int64_t used = 0;
-        lay_out(args, backward,
-                [&](const T*& to, int64_t count) { used += round_up(count, kAlignment), to = nullptr; });
-        memory_ = Buffer<T>(used, true);
+        for (const int64_t size : sizes) used += size;
+        outer_ = Buffer<T>(used, true);
         used = 0;
-        lay_out(args, backward, [&](const T*& to, int64_t count) {
-            to = memory_.data() + used;
-            used += round_up(count, kAlignment);
+        for (int i = 0; i < 5; ++i) *pointers[i] = outer_.data() + used, used += sizes[i];
+    }
+
+    bool outer() const { return args.features == Features::kOuter; }
+
+    // body(block, index) for every block; with outer features in rounds, where body gets the block's entries of the
+    // round, whose matrices are made before, and after(count) follows each round.
+    template <typename Body, typename After>
+    void for_blocks(const Body& body, const After& after) {
+        if (outer()) return for_rounds(body, after);
+        parallel_for(threads, blocks, [&](int64_t b, int thread) {
+            body(Block<T>{plan.blocks[b], plan.blocks[b + 1], 0, workspace_.data() + thread * per_block_}, b);
         });
-        pack_first(args, backward);
-        for (int l = 0; l <= args.hidden; ++l) pack_layer(args, l, backward);
+    }
+    template <typename Body>
+    void for_blocks(const Body& body) {
+        for_blocks(body, [](const std::vector<int64_t>&) {});
     }
 
  private:
-    static constexpr int64_t kAlignment = 64 / sizeof(T);
-    Buffer<T> memory_;
+    int64_t per_block_;
+    Buffer<T> workspace_, partial_sums_, partial_rows_, outer_;
 
-    template <typename Take>
-    void lay_out(const LocalActivationArgs<T>& args, bool backward, Take take) {
-        PackedMlp<T>& m = mlp;
-        int64_t widest = m.dim_p;
-        take(m.first_t, 2 * m.dim * m.width_p[0]);
-        take(m.query_t, m.dim * m.width_p[0]);
-        for (int l = 0; l <= m.hidden; ++l) {
-            widest = std::max(widest, m.width_p[l]);
-            take(m.bias[l], m.width_p[l]);
-            if (l > 0) take(m.weight_t[l], m.width[l - 1] * m.width_p[l]);
-            if (l > 0 && backward) take(m.weight[l], m.width[l] * m.width_p[l - 1]);
-            if (l < m.hidden)
-                for (int p = 0; p < params_of(args.activation); ++p) take(m.params[l][p], m.width_p[l]);
-        }
-        if (!backward) return;
-        take(m.history, m.width[0] * m.dim_p);
-        take(m.product, m.width[0] * m.dim_p);
-        take(m.query, m.width[0] * m.dim_p);
-        take(m.zeros, widest);
-    }
-
-    static T* writable(const T* packed) { return const_cast<T*>(packed); }  // into memory_
-
-    void pack_first(const LocalActivationArgs<T>& args, bool backward) {
-        const FirstLayer first(args.features, args.dim);
-        const int64_t dim = mlp.dim, dim_p = mlp.dim_p, width_p = mlp.width_p[0];
-        T *first_t = writable(mlp.first_t), *query_t = writable(mlp.query_t);
-        T *history = writable(mlp.history), *product = writable(mlp.product), *query = writable(mlp.query);
-        for (int64_t h = 0; h < mlp.width[0]; ++h) {
-            const T* row = args.layers[0].weight + h * first.in;
-            for (int64_t d = 0; d < dim; ++d) {
-                const T difference = first.difference < 0 ? T(0) : row[first.difference + d];
-                const T k = row[first.key + d] - difference, q = row[d] + difference, qk = row[first.product + d];
-                first_t[d * width_p + h] = k;
-                first_t[(dim + d) * width_p + h] = qk;
-                query_t[d * width_p + h] = q;
-                if (!backward) continue;
-                history[h * dim_p + d] = k;
-                product[h * dim_p + d] = qk;
-                query[h * dim_p + d] = q;
+    template <typename Body, typename After>
+    void for_rounds(const Body& body, const After& after) {
+        const int64_t share = kRound / std::max<int64_t>(blocks, 1), dim_p = weights.mlp.dim_p;
+        std::vector<Block<T>> parts(blocks);
+        std::vector<int64_t> entries;
+        for (int64_t round = 0;; ++round) {
+            entries.clear();
+            for (int64_t b = 0; b < blocks; ++b) {
+                const int64_t first = std::min(plan.blocks[b] + round * share, plan.blocks[b + 1]);
+                const int64_t last = std::min(first + share, plan.blocks[b + 1]);
+                parts[b] = {first, last, int64_t(entries.size()), workspace_.data() + b * per_block_};
+                for (int64_t entry = first; entry < last; ++entry) entries.push_back(entry);
             }
+            if (entries.empty()) return;
+            call.outer.count = int64_t(entries.size());
+            for (int64_t i = 0; i < call.outer.count; ++i)
+                kernels.fetch_query(args, plan.entries[entries[i]].query, dim_p, call.outer.queries + i * dim_p);
+            parallel_for(threads, args.dim, [&](int64_t d, int) { kernels.outer_fold(call, d); });
+            parallel_for(threads, blocks, [&](int64_t b, int) {
+                if (parts[b].first < parts[b].last) body(parts[b], b);
+            });
+            after(entries);
         }
-    }
-
-    void pack_layer(const LocalActivationArgs<T>& args, int l, bool backward) {
-        const Layer<T>& layer = args.layers[l];
-        const int64_t width = mlp.width[l], width_p = mlp.width_p[l];
-        std::copy(layer.bias, layer.bias + width, writable(mlp.bias[l]));
-        if (l > 0) {
-            const int64_t in = mlp.width[l - 1], in_p = mlp.width_p[l - 1];
-            for (int64_t h = 0; h < width; ++h)
-                for (int64_t i = 0; i < in; ++i) {
-                    writable(mlp.weight_t[l])[i * width_p + h] = layer.weight[h * in + i];
-                    if (backward) writable(mlp.weight[l])[h * in_p + i] = layer.weight[h * in + i];
-                }
-        }
-        if (l == mlp.hidden) return;
-        for (int p = 0; p < params_of(args.activation); ++p)
-            for (int64_t h = 0; h < width; ++h) {
-                const T value = layer.params[p][layer.param_size == 1 ? 0 : h];
-                const bool variance = args.activation == Activation::kDice && p == 2;
-                writable(mlp.params[l][p])[h] = variance ? T(1 / std::sqrt(double(value) + layer.eps)) : value;
-            }
     }
 };
 
-// Lays the partial gradients of one block at `base`; returns how many elements they take.
+// Mean and biased variance of every hidden layer in turn, since each needs those before it.
 template <typename T>
-int64_t lay_out(const PackedMlp<T>& m, Activation activation, T* base, PartialGrads<T>& grads) {
-    int64_t used = 0;
-    const auto take = [&](T*& to, int64_t count) {
-        to = base + used;
-        used += round_up(count, 64 / sizeof(T));
-    };
-    take(grads.history, m.width[0] * m.dim_p);
-    take(grads.product, m.width[0] * m.dim_p);
-    take(grads.query, m.width[0] * m.dim_p);
-    for (int l = 0; l <= m.hidden; ++l) {
-        take(grads.bias[l], m.width_p[l]);
-        if (l > 0) take(grads.weight[l], m.width[l] * m.width_p[l - 1]);
-        if (l < m.hidden)
-            for (int p = 0; p < params_of(activation); ++p) take(grads.params[l][p], m.width_p[l]);
-    }
-    return used;
-}
-
-// The sum of all blocks' gradients into the layouts of torch.nn.Linear.
-template <typename T>
-void write_weight_gradients(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, const PartialGrads<T>& sum) {
-    const FirstLayer first(args.features, args.dim);
-    for (int64_t h = 0; h < m.width[0]; ++h) {
-        const T *query = sum.query + h * m.dim_p, *history = sum.history + h * m.dim_p;
-        const T* product = sum.product + h * m.dim_p;
-        T* row = args.layers[0].grad_weight + h * first.in;
-        for (int64_t d = 0; d < m.dim; ++d) {
-            row[d] = query[d];
-            row[first.key + d] = history[d];
-            if (first.difference >= 0) row[first.difference + d] = query[d] - history[d];
-            row[first.product + d] = product[d];
-        }
-    }
-    for (int l = 0; l <= m.hidden; ++l) {
-        const Layer<T>& layer = args.layers[l];
-        std::copy(sum.bias[l], sum.bias[l] + m.width[l], layer.grad_bias);
-        if (l > 0)
-            for (int64_t h = 0; h < m.width[l]; ++h)
-                std::copy_n(sum.weight[l] + h * m.width_p[l - 1], m.width[l - 1],
-                            layer.grad_weight + h * m.width[l - 1]);
-        if (l == m.hidden) continue;
-        for (int p = 0; p < params_of(args.activation); ++p) {
-            if (layer.param_size != 1) {
-                std::copy(sum.params[l][p], sum.params[l][p] + m.width[l], layer.grad_params[p]);
-                continue;
+void take_statistics(Run<T>& run) {
+    const PackedMlp<T>& m = run.weights.mlp;
+    int64_t widths = 0, offset = 0;
+    for (int l = 0; l < m.hidden; ++l) widths += m.width[l];
+    for (int l = 0; l < m.hidden; offset += m.width[l++]) {
+        const int64_t width_p = m.width_p[l];
+        const Buffer<double> memory(2 * width_p * std::max<int64_t>(run.blocks, 1), true);
+        std::vector<Moments> moments(run.blocks);
+        for (int64_t b = 0; b < run.blocks; ++b)
+            moments[b] = {0, memory.data() + 2 * b * width_p, memory.data() + (2 * b + 1) * width_p};
+        run.for_blocks([&](const Block<T>& block, int64_t b) { run.kernels.moments(run.call, block, l, moments[b]); });
+        T *mean = run.args.statistics + offset, *var = mean + widths;
+        for (int64_t h = 0; h < m.width[l]; ++h) {
+            double count = 0, total = 0, squares = 0;
+            for (const Moments& block : moments) {
+                if (block.count == 0) continue;
+                const double merged = count + block.count, delta = block.mean[h] - total;
+                total += delta * block.count / merged;
+                squares += block.squares[h] + delta * delta * count * block.count / merged;
+                count = merged;
             }
-            T total = 0;
-            for (int64_t h = 0; h < m.width[l]; ++h) total += sum.params[l][p][h];
-            layer.grad_params[p][0] = total;
+            mean[h] = T(total);
+            var[h] = count > 0 ? T(squares / count) : T(1);
         }
+        run.weights.set_statistics(run.args, l, mean, var);
     }
 }
 
@@ -221,18 +156,22 @@ void merge_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, co
         for (int64_t i = 0; i < merge.count; ++i)
             if (!(slot[i * stride + m.dim_p] <= top)) top = slot[i * stride + m.dim_p];
     for (int64_t i = 0; i < merge.count; ++i, slot += stride) {
+        if (softmax && slot[m.dim_p + 1] == 0) continue;  // every row of the run is masked
         const T rescale = softmax ? std::exp(slot[m.dim_p] - top) : T(1);
         total += slot[m.dim_p + 1] * rescale;
         for (int64_t d = 0; d < m.dim; ++d) pooled[d] += slot[d] * rescale;
     }
     if (!softmax) return;
-    for (int64_t d = 0; d < m.dim; ++d) pooled[d] /= total;
+    if (total != 0)
+        for (int64_t d = 0; d < m.dim; ++d) pooled[d] /= total;
     const T logsumexp = args.logsumexp[merge.query] = top + std::log(total);
-    if (merge.pair >= 0)
-        for (int64_t t = 0; t < merge.rows; ++t) {
-            T& weight = args.pair_weights[merge.pair + t];
-            weight = std::exp(weight - logsumexp);
-        }
+    if (merge.pair < 0) return;
+    for (int64_t t = 0; t < merge.rows; ++t) {
+        const int64_t position = merge.position + t;
+        const bool counts = !args.row_mask || args.row_mask[args.row_index ? args.row_index[position] : position];
+        T& weight = args.pair_weights[merge.pair + t];
+        weight = counts ? std::exp(weight - logsumexp) : T(0);
+    }
 }
 
 // out[0 .. count) = sum over `parts` stretches of `count` elements, `stride` apart
@@ -243,12 +182,53 @@ void add_parts(const T* from, int64_t parts, int64_t stride, int64_t count, T* o
         for (int64_t i = 0; i < count; ++i) out[i] += from[p * stride + i];
 }
 
+// Gradients through the batch statistics, from the last hidden layer down: each needs those above it.
 template <typename T>
-Plan plan_of(const LocalActivationArgs<T>& args) {
-    return make_plan(args.queries, args.users, args.begin, args.length, args.query_to_user, args.pair_begin);
+void take_through_statistics(Run<T>& run, BlockGradients<T>& gradients) {
+    const PackedMlp<T>& m = run.weights.mlp;
+    int64_t widths = 0, offset = 0;
+    for (int l = 0; l < m.hidden; ++l) widths += m.width[l];
+    for (int l = 0; l < m.hidden; offset += m.width[l++])
+        run.weights.set_statistics(run.args, l, run.args.statistics + offset, run.args.statistics + widths + offset);
+    for (int l = m.hidden - 1; l >= 0 && run.plan.pairs > 0; --l) {
+        gradients.clear(run.threads);
+        run.for_blocks(
+            [&](const Block<T>& block, int64_t b) { run.kernels.backward(run.call, block, l, gradients.of(b)); });
+        gradients.add_up(run.threads);
+        run.weights.set_through_statistics(l, gradients.of(0).params[l][1], gradients.of(0).params[l][2],
+                                           run.plan.pairs);
+    }
 }
 
-int64_t blocks_of(const Plan& plan) { return int64_t(plan.blocks.size()) - 1; }
+// What a round leaves of outer features: its share of the weights' gradients, and its queries' gradients.
+template <typename T>
+void finish_round(Run<T>& run, const std::vector<int64_t>& entries) {
+    constexpr int64_t kRows = 8;
+    const LocalActivationArgs<T>& args = run.args;
+    const Call<T>& call = run.call;
+    parallel_for(run.threads, args.dim, [&](int64_t d, int) { run.kernels.outer_weight_gradients(call, d); });
+    if (!args.grad_query.needed) return;
+    const int64_t count = call.outer.count;
+    parallel_for(run.threads, (count + kRows - 1) / kRows, [&](int64_t part, int) {
+        run.kernels.outer_query_gradients(call, part * kRows, std::min(count, (part + 1) * kRows));
+    });
+    for (int64_t i = 0; i < count; ++i) {
+        const Entry& entry = run.plan.entries[entries[i]];
+        const T* dq = call.outer.grad_queries + i * run.weights.mlp.dim_p;
+        if (entry.partial >= 0)
+            std::copy_n(dq, args.dim, call.partial_sums + entry.partial * args.dim);
+        else
+            run.kernels.write_query_grad(args, entry.query, dq);
+    }
+}
+
+template <typename T>
+void clear_history_gradients(const LocalActivationArgs<T>& args) {
+    const int64_t element = args.storage == Storage::kDouble ? 8 : args.storage == Storage::kFloat ? 4 : 2;
+    for (int k = 0; k < args.rows.count; ++k)
+        std::fill_n(static_cast<char*>(args.grad_rows.values[k]), args.rows_count * args.rows.tables[k].width * element,
+                    0);
+}
 
 }  // namespace
 }  // namespace din_kernels::cpu
@@ -259,20 +239,11 @@ using namespace cpu;
 
 template <typename T>
 void local_activation_forward(const LocalActivationArgs<T>& args, int threads) {
-    const Kernels<T>& kernels = kernels_here<T>();
-    const Plan plan = plan_of(args);
-    const Packed<T> packed(args, kernels.lanes, false);
-    const PackedMlp<T>& mlp = packed.mlp;
-    threads = usable_threads(threads, blocks_of(plan));
-    const int64_t per_thread = kernels.workspace(mlp, false);
-    Buffer<T> workspace(per_thread * threads), partial_sums(plan.partials * (mlp.dim_p + 2));
-    const Call<T> call{&args, mlp, &plan, partial_sums.data(), nullptr};
-
-    parallel_for(threads, blocks_of(plan), [&](int64_t block, int thread) {
-        kernels.forward(call, plan.blocks[block], plan.blocks[block + 1], workspace.data() + thread * per_thread);
-    });
-    for (const Merge& merge : plan.merges) merge_forward(args, mlp, merge, partial_sums.data());
-    for (const int64_t query : plan.empty) {
+    Run<T> run(args, false, threads);
+    if (args.dice_training) take_statistics(run);
+    run.for_blocks([&](const Block<T>& block, int64_t) { run.kernels.forward(run.call, block); });
+    for (const Merge& merge : run.plan.merges) merge_forward(args, run.weights.mlp, merge, run.call.partial_sums);
+    for (const int64_t query : run.plan.empty) {
         std::fill_n(args.pooled + query * args.dim, args.dim, T(0));
         if (args.normalize == Normalize::kSoftmax) args.logsumexp[query] = -std::numeric_limits<T>::infinity();
     }
@@ -280,56 +251,37 @@ void local_activation_forward(const LocalActivationArgs<T>& args, int threads) {
 
 template <typename T>
 void local_activation_backward(const LocalActivationArgs<T>& args, int threads) {
-    const Kernels<T>& kernels = kernels_here<T>();
-    const Plan plan = plan_of(args);
-    const Packed<T> packed(args, kernels.lanes, true);
-    const PackedMlp<T>& mlp = packed.mlp;
-    const int64_t blocks = blocks_of(plan), dim = args.dim;
-    threads = usable_threads(threads, blocks);
-    const int64_t per_thread = kernels.workspace(mlp, true);
-    Buffer<T> workspace(per_thread * threads), partial_sums(plan.partials * dim);
-    Buffer<T> partial_rows(args.grad_rows ? plan.partial_rows * dim : 0);
-    const Call<T> call{&args, mlp, &plan, partial_sums.data(), partial_rows.data()};
+    Run<T> run(args, true, threads);
+    const Plan& plan = run.plan;
+    const int64_t dim = args.dim;
+    BlockGradients<T> gradients(args, run.weights.mlp, run.blocks);
+    if (args.dice_training) take_through_statistics(run, gradients);
+    gradients.clear(run.threads);
+    if (args.grad_rows.needed && plan.touched_rows < args.rows_count) clear_history_gradients(args);
+    run.for_blocks([&](const Block<T>& block,
+                       int64_t b) { run.kernels.backward(run.call, block, run.weights.mlp.hidden, gradients.of(b)); },
+                   [&](const std::vector<int64_t>& entries) { finish_round(run, entries); });
+    gradients.add_up(run.threads);
+    write_weight_gradients(args, run.weights.mlp, gradients.of(0), run.call.outer, run.threads);
 
-    PartialGrads<T> grads;
-    const int64_t per_block = lay_out<T>(mlp, args.activation, nullptr, grads);
-    const int64_t grad_blocks = std::max<int64_t>(blocks, 1);
-    Buffer<T> partial_grads(per_block * grad_blocks);
-    if (blocks == 0) std::fill_n(partial_grads.data(), per_block, T(0));
-    if (args.grad_rows && plan.touched_rows < args.rows_count) std::fill_n(args.grad_rows, args.rows_count * dim, T(0));
-
-    parallel_for(threads, blocks, [&](int64_t block, int thread) {
-        PartialGrads<T> own;
-        T* base = partial_grads.data() + block * per_block;
-        lay_out(mlp, args.activation, base, own);
-        std::fill_n(base, per_block, T(0));
-        kernels.backward(call, plan.blocks[block], plan.blocks[block + 1], workspace.data() + thread * per_thread, own);
-    });
-
-    // Block 0 takes the sum. A stretch of 1024 elements stays in L1 while the blocks are added to it.
-    constexpr int64_t kStretch = 1024;
-    T* sum = partial_grads.data();
-    parallel_for(threads, blocks > 1 ? (per_block + kStretch - 1) / kStretch : 0, [&](int64_t stretch, int) {
-        const int64_t from = stretch * kStretch, count = std::min(kStretch, per_block - from);
-        for (int64_t block = 1; block < blocks; ++block)
-            for (int64_t i = from; i < from + count; ++i) sum[i] += sum[block * per_block + i];
-    });
-    lay_out(mlp, args.activation, sum, grads);
-    write_weight_gradients(args, mlp, grads);
-
-    if (args.grad_query) {
-        for (const Merge& merge : plan.merges)
-            add_parts(partial_sums.data() + merge.first * dim, merge.count, dim, dim,
-                      args.grad_query + merge.query * dim);
-        for (const int64_t query : plan.empty) std::fill_n(args.grad_query + query * dim, dim, T(0));
+    const int64_t dim_p = run.weights.mlp.dim_p;
+    Buffer<T> row(dim_p * run.threads, true);  // of each thread
+    if (args.grad_query.needed) {
+        for (const Merge& merge : plan.merges) {
+            add_parts(run.call.partial_sums + merge.first * dim, merge.count, dim, dim, row.data());
+            run.kernels.write_query_grad(args, merge.query, row.data());
+        }
+        std::fill_n(row.data(), dim, T(0));
+        for (const int64_t query : plan.empty) run.kernels.write_query_grad(args, query, row.data());
     }
-    if (args.grad_rows)
-        for (const RowMerge& merge : plan.row_merges)
-            parallel_for(threads, merge.rows, [&](int64_t t, int) {
-                const int64_t position = merge.position + t;
-                T* to = args.grad_rows + (args.row_index ? args.row_index[position] : position) * dim;
-                add_parts(partial_rows.data() + (merge.first + t) * dim, merge.count, merge.rows * dim, dim, to);
-            });
+    if (!args.grad_rows.needed) return;
+    for (const RowMerge& merge : plan.row_merges)
+        parallel_for(run.threads, merge.rows, [&](int64_t t, int thread) {
+            const int64_t position = merge.position + t;
+            T* sum = row.data() + thread * dim_p;
+            add_parts(run.call.partial_rows + (merge.first + t) * dim, merge.count, merge.rows * dim, dim, sum);
+            run.kernels.write_history_grad(args, args.row_index ? args.row_index[position] : position, sum);
+        });
 }
 
 template void local_activation_forward(const LocalActivationArgs<float>&, int);

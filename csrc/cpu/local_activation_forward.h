@@ -1,4 +1,4 @@
-// Forward of one block of entries: z1 -> act -> z2 -> act -> s -> w -> pooled, a tile at a time.
+// Forward of one block of entries: z1 -> act -> z2 -> act -> s -> w -> pooled, tile by tile.
 #pragma once
 
 #include "local_activation_tile.h"
@@ -6,7 +6,7 @@
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
 
-// Running pooling of one run: softmax keeps the largest score and the sum of exp(s - top).
+// Weighted sum so far; under softmax with weights exp(s - top), whose sum is `total`.
 template <typename T>
 struct Pooling {
     T top, total;
@@ -20,20 +20,33 @@ inline void start(const PackedMlp<T>& m, Pooling<T>& p) {
     for (int64_t d = 0; d < m.dim_p; ++d) p.sum[d] = 0;
 }
 
-// sum += w^T K for `rows` rows with scores s; without normalization w = s.
+// Whether the row at `position` has a weight. Selecting by it, never multiplying, keeps what is masked out of the sums.
 template <typename T>
-void pool(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, const T* tile, T* scores, int64_t rows,
-          T* returned, Pooling<T>& p) {
+inline bool counts(const LocalActivationArgs<T>& args, int64_t position) {
+    return !args.row_mask || args.row_mask[row_at(args, position)];
+}
+
+// sum += w^T K for `rows` rows from `position` with scores s; without normalization w = s.
+template <typename T>
+void pool(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t position, const T* tile, T* scores,
+          int64_t rows, T* returned, Pooling<T>& p) {
+    const bool masked = args.row_mask;
+    const auto drop_masked = [&] {
+        for (int64_t t = 0; masked && t < rows; ++t)
+            if (!counts(args, position + t)) scores[t] = 0;
+    };
+    if (args.normalize == Normalize::kNone) drop_masked();
     if (returned)
         for (int64_t t = 0; t < rows; ++t) returned[t] = scores[t];
     if (args.normalize == Normalize::kSoftmax) {
         T top = p.top;
         for (int64_t t = 0; t < rows; ++t)
-            if (!(scores[t] <= top)) top = scores[t];  // NaN is taken over, and stays
+            if (!(scores[t] <= top) && counts(args, position + t)) top = scores[t];  // NaN is taken over, and stays
         const T rescale = p.total == 0 ? T(0) : exp(splat(p.top - top))[0];
         p.total *= rescale;
         for (int64_t d = 0; d < m.dim_p; d += kLanes<T>) store(p.sum + d, load(p.sum + d) * rescale);
         for (int64_t t = 0; t < rows; t += kLanes<T>) store(scores + t, exp(load(scores + t) - top));
+        drop_masked();
         for (int64_t t = 0; t < rows; ++t) p.total += scores[t];
         p.top = top;
     }
@@ -46,49 +59,45 @@ void finish(const Call<T>& call, const Entry& entry, Pooling<T>& p) {
     const PackedMlp<T>& m = call.mlp;
     if (entry.partial >= 0) {
         T* slot = call.partial_sums + entry.partial * (m.dim_p + 2);
-        copy_row(p.sum, m.dim_p, m.dim_p, slot);
+        copy_values(p.sum, m.dim_p, slot);
         slot[m.dim_p] = p.top;
         slot[m.dim_p + 1] = p.total;
         return;
     }
     if (args.normalize == Normalize::kSoftmax) {
-        for (int64_t d = 0; d < m.dim_p; d += kLanes<T>) store(p.sum + d, load(p.sum + d) / p.total);
+        if (p.total != 0)  // 0: every row is masked
+            for (int64_t d = 0; d < m.dim_p; d += kLanes<T>) store(p.sum + d, load(p.sum + d) / p.total);
         const T logsumexp = p.top + T(__builtin_log(double(p.total)));
         args.logsumexp[entry.query] = logsumexp;
         if (entry.pair >= 0)
             for (int64_t t = 0; t < entry.rows; ++t) {
                 T& weight = args.pair_weights[entry.pair + t];
-                weight = exp(splat(weight - logsumexp))[0];
+                weight = counts(args, entry.position + t) ? exp(splat(weight - logsumexp))[0] : T(0);
             }
     }
-    write_row(p.sum, m.dim, false, args.pooled + entry.query * m.dim);
+    copy_values(p.sum, m.dim, args.pooled + entry.query * m.dim);
 }
 
 template <typename T>
-void forward_block(const Call<T>& call, int64_t first, int64_t last, T* memory) {
+void forward_block(const Call<T>& call, const Block<T>& block) {
     const LocalActivationArgs<T>& args = *call.args;
     const PackedMlp<T>& m = call.mlp;
     Workspace<T> w;
-    w.lay_out(m, memory, false);
+    w.lay_out(m, block.memory, false, 0);
     Pooling<T> pooling{0, 0, w.pooled};
-    const auto returned = [&](const Entry& e) { return e.pair < 0 ? nullptr : args.pair_weights + e.pair; };
+    const auto returned = [&](const Entry& e, int64_t t) {
+        return e.pair < 0 ? nullptr : args.pair_weights + e.pair + t;
+    };
 
-    for (int64_t chunk = first; chunk < last; chunk += kChunk) {
-        const int64_t count = last - chunk < kChunk ? last - chunk : kChunk;
-        query_side(call, chunk, count, w);
+    for_chunks(call, block, w, [&](int64_t chunk, int64_t count) {
         for (int64_t i = 0; i < count; ++i) {
             const Entry& entry = call.plan->entries[chunk + i];
-            if (entry.rows < kFoldFrom) continue;
-            fold_transposed(m, w.queries + i * m.dim_p, w.folded_t);
+            if (entry.rows < fold_from(args)) continue;
             start(m, pooling);
-            for (int64_t t = 0; t < entry.rows; t += kTile) {
-                const int64_t rows = entry.rows - t < kTile ? entry.rows - t : kTile;
-                const T* tile = tile_of(args, entry.position + t, rows, m.dim_p, w.tile);
-                gemm(rows, m.width_p[0], m.dim, tile, m.dim_p, int64_t(1), w.folded_t, m.width_p[0],
-                     w.c + i * m.width_p[0], int64_t(0), w.z[0], m.width_p[0]);
+            folded_tiles(call, block, chunk + i, i, w, [&](int64_t t, const T* tile, int64_t rows) {
                 mlp_forward(args, m, rows, w);
-                pool(args, m, tile, w.scores, rows, entry.pair < 0 ? nullptr : returned(entry) + t, pooling);
-            }
+                pool(args, m, entry.position + t, tile, w.scores, rows, returned(entry, t), pooling);
+            });
             finish(call, entry, pooling);
         }
         flat_tiles(call, chunk, count, w, [&](const Stretch* stretches, int64_t used, int64_t rows) {
@@ -98,11 +107,12 @@ void forward_block(const Call<T>& call, int64_t first, int64_t last, T* memory) 
                 T scores[(kFoldFrom + 15) / 16 * 16] = {};
                 for (int64_t t = 0; t < entry.rows; ++t) scores[t] = w.scores[stretches[s].tile_row + t];
                 start(m, pooling);
-                pool(args, m, w.tile + stretches[s].tile_row * m.dim_p, scores, entry.rows, returned(entry), pooling);
+                pool(args, m, entry.position, w.tile + stretches[s].tile_row * m.dim_p, scores, entry.rows,
+                     returned(entry, 0), pooling);
                 finish(call, entry, pooling);
             }
         });
-    }
+    });
 }
 
 }  // namespace

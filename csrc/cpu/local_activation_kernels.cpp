@@ -1,12 +1,34 @@
 // Compiled once per ISA; exports two tables and nothing else.
 #include "local_activation_backward.h"
 #include "local_activation_forward.h"
+#include "local_activation_moments.h"
+#include "local_activation_outer.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
+namespace {
 
-extern const Kernels<float> local_activation_float = {kLanes<float>, workspace_size<float>, forward_block<float>,
-                                                      backward_block<float>};
-extern const Kernels<double> local_activation_double = {kLanes<double>, workspace_size<double>, forward_block<double>,
-                                                        backward_block<double>};
+template <typename T>
+void fetch_query(const LocalActivationArgs<T>& args, int64_t query, int64_t dim_p, T* to) {
+    fetch_row(args.query, args.storage, query, dim_p, to);
+}
+template <typename T>
+void write_query_grad(const LocalActivationArgs<T>& args, int64_t query, const T* from) {
+    write_row_grad(args.query, args.grad_query, kStorageOf<T>, query, from);
+}
+template <typename T>
+void write_history_grad(const LocalActivationArgs<T>& args, int64_t row, const T* from) {
+    write_row_grad(args.rows, args.grad_rows, args.storage, row, from);
+}
+
+template <typename T>
+constexpr Kernels<T> kTable = {
+    kLanes<T>,         workspace_size<T>,   forward_block<T>,          moments_block<T>,
+    backward_block<T>, outer_fold<T>,       outer_weight_gradients<T>, outer_query_gradients<T>,
+    fetch_query<T>,    write_query_grad<T>, write_history_grad<T>};
+
+}  // namespace
+
+extern const Kernels<float> local_activation_float = kTable<float>;
+extern const Kernels<double> local_activation_double = kTable<double>;
 
 }  // namespace din_kernels::cpu::DIN_KERNELS_ISA

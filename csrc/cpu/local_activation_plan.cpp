@@ -6,10 +6,9 @@
 namespace din_kernels::cpu {
 namespace {
 
-// Each block keeps partial weight gradients, so their number is bounded; a block below 512 pairs would not pay for it.
-constexpr int64_t kMaxBlocks = 64, kMinPairs = 512;
+constexpr int64_t kMinPairs = 512;  // a smaller block would not pay for its gradients
 // Runs of a history that many candidates share, when it must be cut: the partial history gradients stay below
-// kMaxBlocks * kSharedRun rows.
+// max_blocks * kSharedRun rows.
 constexpr int64_t kSharedRun = 256;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -17,7 +16,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
 Plan make_plan(int64_t queries, int64_t users, const int64_t* begin, const int64_t* length,
-               const int64_t* query_to_user, const int64_t* pair_begin) {
+               const int64_t* query_to_user, const int64_t* pair_begin, int64_t max_blocks) {
     Plan plan;
     // Candidates in the order of their users, stable.
     std::vector<int64_t> order(queries), first(users + 1, 0);
@@ -30,9 +29,8 @@ Plan make_plan(int64_t queries, int64_t users, const int64_t* begin, const int64
         std::iota(order.begin(), order.end(), 0);
         std::iota(first.begin(), first.end(), 0);
     }
-    int64_t pairs = 0;
-    for (int64_t u = 0; u < users; ++u) pairs += length[u] * (first[u + 1] - first[u]);
-    const int64_t target = std::max(kMinPairs, divide_up(pairs, kMaxBlocks));
+    for (int64_t u = 0; u < users; ++u) plan.pairs += length[u] * (first[u + 1] - first[u]);
+    const int64_t target = std::max(kMinPairs, divide_up(plan.pairs, max_blocks));
 
     plan.blocks.push_back(0);
     plan.entries.reserve(queries);
@@ -69,8 +67,9 @@ Plan make_plan(int64_t queries, int64_t users, const int64_t* begin, const int64
                     const int64_t pair = pair_begin ? pair_begin[query] : -1;
                     plan.entries.push_back({query, begin[u] + run_begin, run_rows, pair < 0 ? -1 : pair + run_begin,
                                             pair, rows, runs > 1 ? first_partial + i * runs + r : -1,
-                                            chunks > 1 ? plan.partial_rows : -1, i > from});
+                                            chunks > 1 ? plan.partial_rows : -1, i == from, i + 1 == to});
                 }
+                if (to - from > 1) plan.shared_rows = std::max(plan.shared_rows, run_rows);
                 if (chunks > 1) plan.partial_rows += run_rows;
                 close_group((to - from) * run_rows);
             }
@@ -79,7 +78,7 @@ Plan make_plan(int64_t queries, int64_t users, const int64_t* begin, const int64
             for (int64_t i = 0; i < candidates; ++i) {
                 const int64_t query = order[first[u] + i];
                 plan.merges.push_back(
-                    {query, first_partial + i * runs, runs, pair_begin ? pair_begin[query] : -1, rows});
+                    {query, first_partial + i * runs, runs, pair_begin ? pair_begin[query] : -1, begin[u], rows});
             }
     }
     if (plan.blocks.back() != int64_t(plan.entries.size())) plan.blocks.push_back(int64_t(plan.entries.size()));

@@ -15,12 +15,12 @@ struct Entry {
     int64_t history_pair, history_rows;  // the candidate's whole history in pair weights
     int64_t partial;                     // slot for partial sums of the candidate, -1: the run is the whole history
     int64_t grad_row;  // first row in the partial history gradients, -1: written straight to the gradient
-    bool accumulate;   // an earlier entry of the same block wrote these history gradients
+    bool first, last;  // of the entries in a row that add to the same history gradients
 };
 
 // Candidate `query` is the sum of `count` partial slots from `first`.
 struct Merge {
-    int64_t query, first, count, pair, rows;
+    int64_t query, first, count, pair, position, rows;
 };
 
 // History positions position .. position + rows are the sum of `count` stretches of partial rows from `first`.
@@ -35,10 +35,13 @@ struct Plan {
     std::vector<Merge> merges;
     std::vector<RowMerge> row_merges;
     int64_t partials = 0, partial_rows = 0;
+    int64_t shared_rows = 0;  // of the longest run that several entries in a row add gradients to
+    int64_t pairs = 0;
     int64_t touched_rows = 0;  // history positions that some candidate attends to
 };
 
+// Each block keeps weight gradients of its own, so their number is limited.
 Plan make_plan(int64_t queries, int64_t users, const int64_t* begin, const int64_t* length,
-               const int64_t* query_to_user, const int64_t* pair_begin);
+               const int64_t* query_to_user, const int64_t* pair_begin, int64_t max_blocks);
 
 }  // namespace din_kernels::cpu

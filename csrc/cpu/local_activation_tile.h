@@ -1,9 +1,10 @@
-// What forward and backward share: the thread's buffers, rows of a history as a tile, the first layer, the MLP.
+// What forward and backward share: the block's buffers, rows of a history as a tile, the first layer, the MLP.
 #pragma once
 
 #include "activation.h"
 #include "gemm.h"
 #include "local_activation_call.h"
+#include "rows.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
@@ -21,9 +22,10 @@ struct Workspace {
     // backward
     T *dc, *dq, *folded, *da, *drows, *dproduct, *gradient, *dscores;
     T* dz[kMaxHidden + 1];
+    T *shared_rows, *shared_flat;  // [shared_rows, Dp], [kFoldFrom, Dp]: history gradients that several entries add to
 
     // Counts the elements when base is null.
-    int64_t lay_out(const PackedMlp<T>& m, T* base, bool backward) {
+    int64_t lay_out(const PackedMlp<T>& m, T* base, bool backward, int64_t longest_shared) {
         int64_t used = 0;
         const auto take = [&](T*& pointer, int64_t count) {
             pointer = base + used;
@@ -42,32 +44,23 @@ struct Workspace {
             take(da, m.width[0] * m.dim_p), take(drows, kTile * m.dim_p), take(dproduct, kTile * m.dim_p);
             take(gradient, m.dim_p), take(dscores, kTile + 16);
             for (int l = 0; l <= m.hidden; ++l) take(dz[l], kTile * m.width_p[l]);
+            take(shared_rows, longest_shared * m.dim_p), take(shared_flat, kFoldFrom * m.dim_p);
         }
         return used;
     }
 };
 
 template <typename T>
-int64_t workspace_size(const PackedMlp<T>& mlp, bool backward) {
+int64_t workspace_size(const PackedMlp<T>& mlp, bool backward, int64_t longest_shared) {
     Workspace<T> w;
-    return w.lay_out(mlp, nullptr, backward);
+    return w.lay_out(mlp, nullptr, backward, longest_shared);
 }
 
-// dst[0 .. dim_p) = src[0 .. dim), zeros behind
+// to[0 .. dim_p) = from[0 .. dim), zeros behind
 template <typename T>
-inline void copy_row(const T* src, int64_t dim, int64_t dim_p, T* dst) {
-    int64_t d = 0;
-    for (; d + kLanes<T> <= dim; d += kLanes<T>) store(dst + d, load(src + d));
-    for (; d < dim; ++d) dst[d] = src[d];
-    for (; d < dim_p; ++d) dst[d] = 0;
-}
-
-// dst[0 .. dim) = or += src
-template <typename T>
-inline void write_row(const T* src, int64_t dim, bool add, T* dst) {
-    int64_t d = 0;
-    for (; d + kLanes<T> <= dim; d += kLanes<T>) store(dst + d, add ? load(dst + d) + load(src + d) : load(src + d));
-    for (; d < dim; ++d) dst[d] = add ? dst[d] + src[d] : src[d];
+inline void copy_row(const T* from, int64_t dim, int64_t dim_p, T* to) {
+    copy_values(from, dim, to);
+    for (; dim < dim_p; ++dim) to[dim] = 0;
 }
 
 template <typename T>
@@ -77,14 +70,20 @@ inline int64_t row_at(const LocalActivationArgs<T>& args, int64_t position) {
 
 template <typename T>
 inline void copy_tile(const LocalActivationArgs<T>& args, int64_t position, int64_t rows, int64_t dim_p, T* tile) {
-    for (int64_t t = 0; t < rows; ++t)
-        copy_row(args.rows + row_at(args, position + t) * args.dim, args.dim, dim_p, tile + t * dim_p);
+    const bool by_id = args.rows.tables[0].ids;
+    for (int64_t t = 0; t < rows; ++t) {
+        if (by_id && t + kRowsAhead < rows)
+            prefetch_row(args.rows, args.storage, row_at(args, position + t + kRowsAhead));
+        fetch_row(args.rows, args.storage, row_at(args, position + t), dim_p, tile + t * dim_p);
+    }
 }
 
 // Rows position .. position + rows as a matrix of stride dim_p, in place where they lie so already.
 template <typename T>
 inline const T* tile_of(const LocalActivationArgs<T>& args, int64_t position, int64_t rows, int64_t dim_p, T* tile) {
-    if (!args.row_index && args.dim == dim_p) return args.rows + position * args.dim;
+    const Table& table = args.rows.tables[0];
+    if (!args.row_index && !table.ids && args.storage == kStorageOf<T> && args.dim == dim_p)
+        return static_cast<const T*>(table.values) + position * args.dim;
     copy_tile(args, position, rows, dim_p, tile);
     return tile;
 }
@@ -94,10 +93,9 @@ inline const T* tile_of(const LocalActivationArgs<T>& args, int64_t position, in
 template <typename T>
 inline void fold_transposed(const PackedMlp<T>& m, const T* q, T* out) {
     const int64_t width = m.width_p[0];
-    const T* product = m.first_t + m.dim * width;
     for (int64_t d = 0; d < m.dim; ++d)
-        for (int64_t j = 0; j < width; j += kLanes<T>)
-            store(out + d * width + j, load(m.first_t + d * width + j) + load(product + d * width + j) * q[d]);
+        for (int64_t j = d * width; j < (d + 1) * width; j += kLanes<T>)
+            store(out + j, load(m.history_t + j) + load(m.product_t + j) * q[d]);
 }
 template <typename T>
 inline void fold(const PackedMlp<T>& m, const T* q, T* out) {
@@ -107,14 +105,21 @@ inline void fold(const PackedMlp<T>& m, const T* q, T* out) {
                   load(m.history + h * m.dim_p + d) + load(m.product + h * m.dim_p + d) * load(q + d));
 }
 
-// z[l] from z[0] on: h = act(z), next z = h W^T + b. scores = scale * z of the output layer.
+// z[l + 1] = act(z[l]) W^T + b from z[0] to z[until].
 template <typename T>
-void mlp_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t rows, Workspace<T>& w) {
-    for (int l = 0; l < m.hidden; ++l) {
+void hidden_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t rows, int until,
+                    Workspace<T>& w) {
+    for (int l = 0; l < until; ++l) {
         activate(args.activation, m.params[l], rows, m.width_p[l], w.z[l], w.h[l]);
         gemm(rows, m.width_p[l + 1], m.width[l], w.h[l], m.width_p[l], int64_t(1), m.weight_t[l + 1], m.width_p[l + 1],
              m.bias[l + 1], int64_t(0), w.z[l + 1], m.width_p[l + 1]);
     }
+}
+
+// scores = scale * z of the output layer
+template <typename T>
+void mlp_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t rows, Workspace<T>& w) {
+    hidden_forward(args, m, rows, m.hidden, w);
     for (int64_t t = 0; t < rows; ++t) w.scores[t] = args.scale * w.z[m.hidden][t * m.width_p[m.hidden]];
 }
 
@@ -123,10 +128,35 @@ template <typename T>
 void query_side(const Call<T>& call, int64_t first, int64_t count, Workspace<T>& w) {
     const PackedMlp<T>& m = call.mlp;
     for (int64_t i = 0; i < count; ++i)
-        copy_row(call.args->query + call.plan->entries[first + i].query * m.dim, m.dim, m.dim_p,
-                 w.queries + i * m.dim_p);
+        fetch_row(call.args->query, call.args->storage, call.plan->entries[first + i].query, m.dim_p,
+                  w.queries + i * m.dim_p);
     gemm(count, m.width_p[0], m.dim, w.queries, m.dim_p, int64_t(1), m.query_t, m.width_p[0], m.bias[0], int64_t(0),
          w.c, m.width_p[0]);
+}
+
+// Entries of at least so many behaviours have a matrix of their own; with outer features all have one.
+template <typename T>
+inline int64_t fold_from(const LocalActivationArgs<T>& args) {
+    return args.features == Features::kOuter ? 0 : kFoldFrom;
+}
+
+// Folds entry i of the chunk, the block's entry `at`, and calls body(t, tile, rows) for its tiles, z[0] filled.
+template <typename T, typename Body>
+void folded_tiles(const Call<T>& call, const Block<T>& block, int64_t at, int64_t i, Workspace<T>& w, Body body) {
+    const LocalActivationArgs<T>& args = *call.args;
+    const PackedMlp<T>& m = call.mlp;
+    const Entry& entry = call.plan->entries[at];
+    const int64_t h1 = m.width_p[0];
+    if (args.features == Features::kOuter)
+        copy_values(call.outer.folded_t + (block.slot + at - block.first) * m.dim * h1, m.dim * h1, w.folded_t);
+    else
+        fold_transposed(m, w.queries + i * m.dim_p, w.folded_t);
+    for (int64_t t = 0; t < entry.rows; t += kTile) {
+        const int64_t rows = entry.rows - t < kTile ? entry.rows - t : kTile;
+        const T* tile = tile_of(args, entry.position + t, rows, m.dim_p, w.tile);
+        gemm(rows, h1, m.dim, tile, m.dim_p, int64_t(1), w.folded_t, h1, w.c + i * h1, int64_t(0), w.z[0], h1);
+        body(t, tile, rows);
+    }
 }
 
 // One stretch of a flat tile: rows tile_row .. tile_row + rows belong to chunk entry `index`.
@@ -139,32 +169,41 @@ struct Stretch {
 template <typename T, typename Body>
 void flat_tiles(const Call<T>& call, int64_t first, int64_t count, Workspace<T>& w, Body body) {
     const PackedMlp<T>& m = call.mlp;
+    const int64_t width = m.width_p[0], below = fold_from(*call.args);
     Stretch stretches[kChunk];
     int64_t used = 0, rows = 0;
     const auto flush = [&] {
         if (!rows) return;
-        const int64_t width = m.width_p[0];
-        gemm(rows, width, m.dim, w.tile, m.dim_p, int64_t(1), m.first_t, width, w.z[0], width, w.z[0], width);
-        gemm(rows, width, m.dim, w.product, m.dim_p, int64_t(1), m.first_t + m.dim * width, width, w.z[0], width,
-             w.z[0], width);
+        gemm(rows, width, m.dim, w.tile, m.dim_p, int64_t(1), m.history_t, width, w.z[0], width, w.z[0], width);
+        gemm(rows, width, m.dim, w.product, m.dim_p, int64_t(1), m.product_t, width, w.z[0], width, w.z[0], width);
         body(stretches, used, rows);
         used = rows = 0;
     };
     for (int64_t i = 0; i < count; ++i) {
         const Entry& entry = call.plan->entries[first + i];
-        if (entry.rows >= kFoldFrom) continue;
+        if (entry.rows >= below) continue;
         if (rows + entry.rows > kTile) flush();
         copy_tile(*call.args, entry.position, entry.rows, m.dim_p, w.tile + rows * m.dim_p);
         const T* q = w.queries + i * m.dim_p;
         for (int64_t t = rows; t < rows + entry.rows; ++t) {
             for (int64_t d = 0; d < m.dim_p; d += kLanes<T>)
                 store(w.product + t * m.dim_p + d, load(w.tile + t * m.dim_p + d) * load(q + d));
-            copy_row(w.c + i * m.width_p[0], m.width_p[0], m.width_p[0], w.z[0] + t * m.width_p[0]);
+            copy_values(w.c + i * width, width, w.z[0] + t * width);
         }
         stretches[used++] = {i, rows, entry.rows};
         rows += entry.rows;
     }
     flush();
+}
+
+// Calls chunk(first, count) for the block's entries, kChunk at a time, the query side done.
+template <typename T, typename Chunk>
+void for_chunks(const Call<T>& call, const Block<T>& block, Workspace<T>& w, Chunk chunk) {
+    for (int64_t first = block.first; first < block.last; first += kChunk) {
+        const int64_t count = block.last - first < kChunk ? block.last - first : kChunk;
+        query_side(call, first, count, w);
+        chunk(first, count);
+    }
 }
 
 }  // namespace

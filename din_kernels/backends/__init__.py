@@ -133,13 +133,15 @@ def capabilities(device: str = "cpu") -> list[tuple[str, str, str, str]]:
     import torch
 
     default = {"features": "concat", "activation": "sigmoid", "normalize": "none", "hidden_layers": 2,
-               "dice_training": False, "query_to_user": False, "layout": "packed"}  # fmt: skip
+               "dice_training": False, "query_to_user": False, "gather": False, "stats": "valid",
+               "layout": "packed"}  # fmt: skip
     known = {
         "features": ("concat", "product", "outer"),
         "activation": ("sigmoid", "relu", "prelu", "tanh", "identity", "dice"),
         "normalize": ("none", "softmax"),
         "dice_training": (True,),
         "query_to_user": (True,),
+        "gather": (True,),
         "layout": ("packed", "padded", "masked"),
     }
     rows = []

@@ -1,4 +1,4 @@
-"""The local activation unit as a torch op: checks, layout, fake, autograd and the public function."""
+"""The local activation unit as a public function, and the checks of its MLP."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import torch
 
 from din_kernels import backends, checks
 from din_kernels.backends.reference import local_activation as reference
+from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged, Padded
-from din_kernels.ops.schemas import library
+from din_kernels.ops.histories import check_rows, in_autocast_dtype, pair_layout, rows_of, source_of, weights_in_layout
+from din_kernels.ops.local_activation_autograd import arithmetic_dtype, rows_in
 
 FEATURES = ("concat", "product", "outer")
 ACTIVATIONS = ("sigmoid", "relu", "prelu", "tanh", "identity", "dice")
 NORMALIZATIONS = ("none", "softmax")
+STATISTICS = ("valid", "padded")
 
 
 def feature_width(dim: int, features: str) -> int:
@@ -21,186 +24,8 @@ def feature_width(dim: int, features: str) -> int:
     return {"concat": 4 * dim, "product": 3 * dim, "outer": 2 * dim + dim * dim}[features]
 
 
-# --- implementation, fake and autograd of the registered ops ---------------------------------------------------------
-
-
-def _check_values(rows, begin, length, row_index, query_to_user, pair_begin, total_pairs):
-    """Everything that the kernels would follow out of bounds, checked where the values are at hand."""
-    if not checks.values_readable(begin):
-        return
-    capacity = rows.shape[0] if row_index is None else row_index.shape[0]
-    if begin.numel() and (int(length.min()) < 0 or int(begin.min()) < 0 or int((begin + length).max()) > capacity):
-        raise ValueError(f"begin and length must stay within the {capacity} history rows, got rows up to "
-                         f"{int((begin + length).max())} and lengths from {int(length.min())}")  # fmt: skip
-    if row_index is not None and row_index.numel():
-        low, high = int(row_index.min()), int(row_index.max())
-        if low < 0 or high >= rows.shape[0]:
-            raise IndexError(f"row_index must lie in 0..{rows.shape[0] - 1}, got {low}..{high}")
-    if query_to_user is not None and query_to_user.numel():
-        low, high = int(query_to_user.min()), int(query_to_user.max())
-        if low < 0 or high >= begin.shape[0]:
-            raise IndexError(f"query_to_user must lie in 0..{begin.shape[0] - 1} (U users), got {low}..{high}")
-    if pair_begin is not None and pair_begin.numel():
-        last = int((pair_begin + (length if query_to_user is None else length[query_to_user])).max())
-        if int(pair_begin.min()) < 0 or last > total_pairs:
-            raise ValueError(f"pair_begin must keep all weights within total_pairs ({total_pairs}), got up to {last}")
-
-
-def _forward(query, rows, begin, length, row_index, query_to_user, pair_begin, total_pairs, *options):
-    _check_values(rows, begin, length, row_index, query_to_user, pair_begin, total_pairs)
-    *options, backend = options
-    kernels = backends.module(backend, "local_activation")
-    return kernels.forward(
-        query, rows, begin, length, row_index, query_to_user, pair_begin, total_pairs, *options
-    )  # fmt: skip
-
-
-def _backward(*arguments):
-    *arguments, backend = arguments
-    return backends.module(backend, "local_activation").backward(*arguments)
-
-
-def _forward_fake(query, rows, begin, length, row_index, query_to_user, pair_begin, total_pairs, weights, biases,
-                  params, eps, features, activation, normalize, scale, backend):  # fmt: skip
-    return (
-        query.new_empty(query.shape),
-        query.new_empty(query.shape[0] if normalize == "softmax" else 0),
-        query.new_empty(total_pairs),
-    )
-
-
-def _backward_fake(grad_pooled, grad_pair_weights, query, rows, begin, length, row_index, query_to_user, pair_begin,
-                   total_pairs, weights, biases, params, eps, features, activation, normalize, scale, pooled,
-                   logsumexp, pair_weights, need_query, need_rows, backend):  # fmt: skip
-    return (
-        query.new_empty(query.shape if need_query else 0),
-        rows.new_empty(rows.shape if need_rows else 0),
-        *([t.new_empty(t.shape) for t in group] for group in (weights, biases, params)),
-    )
-
-
-def _setup_context(ctx, inputs, output):
-    (query, rows, begin, length, row_index, query_to_user, pair_begin, ctx.total_pairs, weights, biases, params,
-     *ctx.options) = inputs  # fmt: skip
-    ctx.sizes = [len(weights), len(biases), len(params)]
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(query, rows, begin, length, row_index, query_to_user, pair_begin,
-                          *weights, *biases, *params, *output)  # fmt: skip
-
-
-def _autograd(ctx, grad_pooled, _, grad_pair_weights):
-    query, rows, begin, length, row_index, query_to_user, pair_begin, *rest = ctx.saved_tensors
-    groups = []
-    for size in (*ctx.sizes, 3):
-        groups.append(list(rest[:size]))
-        rest = rest[size:]
-    weights, biases, params, (pooled, logsumexp, pair_weights) = groups
-    if grad_pooled is None:
-        grad_pooled = torch.zeros_like(pooled)
-    *options, backend = ctx.options
-    needs = ctx.needs_input_grad
-    grad_query, grad_rows, *grads = torch.ops.din_kernels.local_activation_backward(
-        grad_pooled, grad_pair_weights, query, rows, begin, length, row_index, query_to_user, pair_begin,
-        ctx.total_pairs, weights, biases, params, *options, pooled, logsumexp, pair_weights, needs[0], needs[1],
-        backend,
-    )  # fmt: skip
-    return (
-        grad_query if needs[0] else None,
-        grad_rows if needs[1] else None,
-        *(None,) * 6,
-        *grads,
-        None if options[0] else [],  # eps: an empty list passes for a list of tensors
-        *(None,) * len(options),
-    )
-
-
-def _no_double_backward(ctx, *grads):
-    raise NotImplementedError(
-        "local_activation has no double backward: its gradients cannot be differentiated again; "
-        "use din_kernels.use_backend('reference') for that"
-    )
-
-
-def _no_vmap(info, in_dims, *args):
-    raise NotImplementedError(
-        "local_activation does not support torch.func.vmap: pass all candidates in one call (query_to_user)"
-    )
-
-
-library.impl("local_activation", _forward, "CompositeExplicitAutograd")
-library.impl("local_activation_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("din_kernels::local_activation", _forward_fake, lib=library)
-torch.library.register_fake("din_kernels::local_activation_backward", _backward_fake, lib=library)
-torch.library.register_autograd("din_kernels::local_activation", _autograd, setup_context=_setup_context, lib=library)
-torch.library.register_autograd("din_kernels::local_activation_backward", _no_double_backward, lib=library)
-torch.library.register_vmap("din_kernels::local_activation", _no_vmap, lib=library)
-torch.library.register_vmap("din_kernels::local_activation_backward", _no_vmap, lib=library)
-
-
-# --- layouts: how a history becomes rows, begin, length ---------------------------------------------------------------
-
-
-class Rows(NamedTuple):
-    """A history as the op takes it."""
-
-    rows: torch.Tensor  # [M, D]
-    begin: torch.Tensor  # [U]
-    length: torch.Tensor  # [U]
-    row_index: torch.Tensor | None  # [capacity], for an arbitrary mask: each user's valid rows first
-    width: int | None  # T of a padded history
-
-
-def _rows_of(history: Jagged | Padded) -> Rows:
-    if isinstance(history, Jagged):
-        return Rows(history.values, history.offsets[:-1].contiguous(), history.lengths(), None, None)
-    batch, width = history.values.shape[:2]
-    rows = history.values.reshape(batch * width, *history.values.shape[2:])
-    begin = torch.arange(batch, device=rows.device) * width
-    if history.mask is not None:
-        order = torch.argsort(history.mask.logical_not().to(torch.uint8), dim=1, stable=True)
-        return Rows(rows, begin, history.mask.sum(1), (begin.unsqueeze(1) + order).flatten(), width)
-    if history.lengths is None:
-        return Rows(rows, begin, torch.full_like(begin, width), None, width)
-    length = history.lengths.to(torch.int64)
-    return Rows(rows, begin if history.padding_side == "right" else begin + width - length, length, None, width)
-
-
-def _pair_layout(layout: Rows, query_to_user, queries: int, total_pairs: int | None):
-    """Where the weights of each candidate start, and how many there are in all."""
-    if layout.width is not None:
-        user = slice(None) if query_to_user is None else query_to_user
-        left = layout.begin[user] % layout.width if layout.width else layout.begin[user]
-        return torch.arange(queries, device=left.device) * layout.width + left, queries * layout.width
-    if query_to_user is None:
-        return layout.begin, layout.rows.shape[0]
-    per_query = layout.length[query_to_user]
-    end = per_query.cumsum(0)
-    if total_pairs is None:
-        total_pairs = int(end[-1]) if queries else 0
-    return end - per_query, total_pairs
-
-
-def _weights_in_layout(pair_weights, history, layout: Rows, pair_begin, query_to_user, queries: int):
-    """Weights in the history's own layout: Jagged, or [B or Q, T] with zeros on padding."""
-    if layout.width is not None:
-        weights = pair_weights.view(queries, layout.width)
-        if layout.row_index is not None:
-            column = layout.row_index.view(-1, layout.width) - layout.begin.unsqueeze(1)
-            column = column if query_to_user is None else column[query_to_user]
-            weights = torch.zeros_like(weights).scatter(1, column, weights)
-        return weights
-    if query_to_user is None:
-        return Jagged._trusted(pair_weights, history.offsets)
-    end = pair_begin + layout.length[query_to_user]
-    return Jagged._trusted(pair_weights, torch.cat([end.new_zeros(1), end]))
-
-
-# --- checks of the public function ------------------------------------------------------------------------------------
-
-
 def _check_mlp(query, weights, biases, features, activation, activation_params):
-    dim = query.shape[1]
+    dim = query.width if isinstance(query, Gather) else query.shape[1]
     if len(weights) < 1 or len(weights) != len(biases):
         raise ValueError(
             f"weights and biases must be lists of the same length >= 1, got {len(weights)} and {len(biases)}"
@@ -217,7 +42,7 @@ def _check_mlp(query, weights, biases, features, activation, activation_params):
         checks.has_shape(name, weight, (out, width), came_from)
         checks.has_shape(f"biases[{layer}]", bias, (out,))
         for label, tensor in ((name, weight), (f"biases[{layer}]", bias)):
-            checks.same_dtype(label, tensor, "query", query)
+            _check_weight_dtype(label, tensor, query)
             checks.same_device(label, tensor, "query", query)
         width = out
     hidden = [weight.shape[0] for weight in weights[:-1]]
@@ -242,39 +67,11 @@ def _check_mlp(query, weights, biases, features, activation, activation_params):
     return params
 
 
-def _check_call(query, history, weights, biases, features, activation, normalize, query_to_user):
-    checks.one_of("features", features, FEATURES)
-    checks.one_of("activation", activation, ACTIVATIONS)
-    checks.one_of("normalize", normalize, NORMALIZATIONS)
-    checks.is_tensor("query", query, 2, "[Q, D]")
-    checks.is_floating("query", query)
-    if not isinstance(history, (Jagged, Padded)):
-        raise TypeError(f"history must be a din_kernels.Jagged or din_kernels.Padded, got {type(history).__name__}")
-    values, dim = history.values, query.shape[1]
-    trailing = 1 if isinstance(history, Jagged) else 2
-    if values.dim() != trailing + 1 or values.shape[-1] != dim:
-        expected = f"[N, {dim}]" if trailing == 1 else f"[B, T, {dim}]"
-        raise ValueError(f"history must have shape {expected} (D of query), got {list(values.shape)}")
-    checks.same_dtype("history", values, "query", query)
-    checks.same_device("history", values, "query", query)
-    users = len(history) if isinstance(history, Jagged) else values.shape[0]
-    if query_to_user is None:
-        if query.shape[0] != users:
-            raise ValueError(
-                f"query must have one row per history ({users}) unless query_to_user is given, got {query.shape[0]}"
-            )
-    else:
-        checks.is_tensor("query_to_user", query_to_user, 1, "[Q]")
-        checks.is_index("query_to_user", query_to_user)
-        checks.has_shape("query_to_user", query_to_user, (query.shape[0],), " (one per query)")
-        checks.same_device("query_to_user", query_to_user, "query", query)
-        if checks.values_readable(query_to_user) and query_to_user.numel():
-            low, high = int(query_to_user.min()), int(query_to_user.max())
-            if low < 0 or high >= users:
-                raise IndexError(f"query_to_user must lie in 0..{users - 1} ({users} histories), got {low}..{high}")
-
-
-# --- public function --------------------------------------------------------------------------------------------------
+def _check_weight_dtype(label: str, tensor: torch.Tensor, query: torch.Tensor | Gather) -> None:
+    allowed = {query.dtype, arithmetic_dtype(query.dtype)}
+    if tensor.dtype not in allowed:
+        expected = " or ".join(str(dtype) for dtype in (query.dtype, *sorted(allowed - {query.dtype}, key=str)))
+        raise TypeError(f"{label} must have dtype {expected} (query: {query.dtype}), got {tensor.dtype}")
 
 
 class Attended(NamedTuple):
@@ -285,50 +82,75 @@ class Attended(NamedTuple):
     statistics: list  # per hidden layer: (mean [H], var [H], count) with Dice in training, else None
 
 
+def _dice_training(activation: str, params: list[dict]) -> bool | str:
+    """Whether the hidden layers take batch statistics: all (True), none (False) or "some"."""
+    training = {bool(layer["training"]) for layer in params} if activation == "dice" else set()
+    return "some" if len(training) == 2 else training == {True}
+
+
 def attend(
     query, history, weights, biases, *, features="concat", activation="sigmoid", activation_params=None,
-    normalize="none", scale=1.0, query_to_user=None, return_weights=False, total_pairs=None,
+    normalize="none", scale=1.0, query_to_user=None, return_weights=False, total_pairs=None, stats="valid",
 ) -> Attended:  # fmt: skip
     """As `local_activation`, and also returns the batch statistics of Dice in training; modules build on this."""
-    _check_call(query, history, weights, biases, features, activation, normalize, query_to_user)
+    for name, value, known in (
+        ("features", features, FEATURES), ("activation", activation, ACTIVATIONS),
+        ("normalize", normalize, NORMALIZATIONS), ("stats", stats, STATISTICS),
+    ):  # fmt: skip
+        checks.one_of(name, value, known)
+    query, history = in_autocast_dtype(query, history)
+    check_rows(query, history, query_to_user)
     params = _check_mlp(query, weights, biases, features, activation, activation_params)
-    layout = _rows_of(history)
+    dice_training = _dice_training(activation, params)
+    if stats == "padded" and not isinstance(history, Padded):
+        raise ValueError(f"stats='padded' needs a padded history, got a {type(history).__name__}")
+    layout = rows_of(history, padded_statistics=stats == "padded" and bool(dice_training))
     if query_to_user is not None:
         query_to_user = query_to_user.to(torch.int64).contiguous()
-    queries = query.shape[0]
+    queries, source = len(query), source_of(query)
     pair_begin, pairs = None, 0
     if return_weights:
-        pair_begin, pairs = _pair_layout(layout, query_to_user, queries, total_pairs)
+        rows = rows_in(*layout.source)
+        pair_begin, pairs = pair_layout(layout, query_to_user, queries, rows, total_pairs)
         pair_begin = pair_begin.contiguous()
     request = backends.Request("local_activation", query.device.type, query.dtype, {
         "features": features, "activation": activation, "normalize": normalize, "hidden_layers": len(weights) - 1,
-        "dice_training": activation == "dice" and any(layer["training"] for layer in params),
-        "query_to_user": query_to_user is not None,
+        "dice_training": dice_training, "query_to_user": query_to_user is not None,
+        "gather": bool(source.ids or layout.source.ids), "stats": stats,
         "layout": "packed" if layout.width is None else "padded" if layout.row_index is None else "masked",
     })  # fmt: skip
     backend = backends.select(request)
     if backend == "reference":
         pooled, pair_weights, statistics = reference.local_activation(
-            query, *layout[:4], query_to_user, pair_begin, pairs, list(weights), list(biases), params,
+            query.rows() if isinstance(query, Gather) else query,
+            history.rows() if isinstance(history, Gather) else layout.source.tables[0],
+            *layout[1:5], query_to_user, pair_begin, pairs, list(weights), list(biases), params,
             features, activation, normalize, float(scale),
         )  # fmt: skip
     else:
-        keys = {"prelu": ("slope",), "dice": ("alpha", "mean", "var")}.get(activation, ())
-        flat = [layer[key].to(query.dtype) for layer in params for key in keys]
+        keys = {"prelu": ("slope",), "dice": ("alpha",) if dice_training else ("alpha", "mean", "var")}
+        flat = [layer[key] for layer in params for key in keys.get(activation, ())]
         eps = [float(layer["eps"]) for layer in params] if activation == "dice" else []
-        pooled, _, pair_weights = torch.ops.din_kernels.local_activation(
-            query, *layout[:4], query_to_user, pair_begin, pairs, list(weights), list(biases), flat, eps,
-            features, activation, normalize, float(scale), backend,
+        gathers = [each for each in (query, history) if isinstance(each, Gather)]
+        pooled, _, pair_weights, batch = torch.ops.din_kernels.local_activation(
+            *source, *layout.source, *layout[1:5], query_to_user, pair_begin, pairs, list(weights), list(biases), flat,
+            eps, dice_training, all(each.sparse for each in gathers), features, activation, normalize, float(scale),
+            backend,
         )  # fmt: skip
+        pair_weights = pair_weights.to(pooled.dtype)
         statistics = [None] * len(params)
+        if dice_training:
+            count = (layout.length if query_to_user is None else layout.length[query_to_user]).sum()
+            widths = [bias.shape[0] for bias in biases[:-1]]
+            statistics = [(*pair, count) for pair in zip(*(rows.split(widths) for rows in batch), strict=True)]
     if return_weights:
-        pair_weights = _weights_in_layout(pair_weights, history, layout, pair_begin, query_to_user, queries)
+        pair_weights = weights_in_layout(pair_weights, history, layout, pair_begin, query_to_user, queries)
     return Attended(pooled, pair_weights if return_weights else None, statistics)
 
 
 def local_activation(
-    query: torch.Tensor,
-    history: Jagged | Padded,
+    query: torch.Tensor | Gather,
+    history: Jagged | Padded | Gather,
     weights: list[torch.Tensor],
     biases: list[torch.Tensor],
     *,
@@ -340,6 +162,7 @@ def local_activation(
     query_to_user: torch.Tensor | None = None,
     return_weights: bool = False,
     total_pairs: int | None = None,
+    stats: str = "valid",
 ):
     """Attention-pooled histories of DIN's local activation unit (paper section 4.3, equation 3).
 
@@ -347,11 +170,12 @@ def local_activation(
     w = normalize(scale * MLP(phi(q_i, k_t))). An empty history pools to exactly 0.
 
     Args:
-        query: `[Q, D]` floating point, the candidates q.
-        history: `Jagged` with values `[N, D]`, or `Padded` with values `[B, T, D]`; dtype and device of query.
+        query: `[Q, D]` floating point, the candidates q; or a `Gather` of Q rows.
+        history: `Jagged` with values `[N, D]`, `Padded` with values `[B, T, D]`, or `Gather` with offsets; dtype and
+            device of query. bf16 and fp16 are computed in fp32.
         weights: torch.nn.Linear weights `[out, in]`, 0 to 3 hidden layers and the output layer to 1; the first has
             in = 4D ("concat": q, k, q - k, q * k), 3D ("product": q, k, q * k) or 2D + D * D ("outer": q, k,
-            vec(q k^T)).
+            vec(q k^T)). dtype of query, or fp32 with bf16 and fp16.
         biases: one `[out]` per weight.
         features: "concat", "product" or "outer".
         activation: "sigmoid", "relu", "prelu", "tanh", "identity" or "dice", after every hidden layer.
@@ -362,6 +186,8 @@ def local_activation(
         query_to_user: `[Q]` int64 or int32, the history that each candidate attends to; None: candidate i to history i.
         return_weights: also return the weights w.
         total_pairs: number of weights for a Jagged history with query_to_user, where it is known; saves a GPU wait.
+        stats: rows in the batch statistics of Dice in training: "valid" pairs alone, or "padded": all T positions of a
+            Padded history, as BatchNorm in a padded implementation sees them.
 
     Returns:
         pooled `[Q, D]`; with return_weights also the weights in the history's layout: a Jagged `[N]` (with
@@ -380,6 +206,6 @@ def local_activation(
     result = attend(
         query, history, weights, biases, features=features, activation=activation, activation_params=activation_params,
         normalize=normalize, scale=scale, query_to_user=query_to_user, return_weights=return_weights,
-        total_pairs=total_pairs,
+        total_pairs=total_pairs, stats=stats,
     )  # fmt: skip
     return (result.pooled, result.weights) if return_weights else result.pooled

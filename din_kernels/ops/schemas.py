@@ -6,22 +6,31 @@ import torch
 
 library = torch.library.Library("din_kernels", "DEF")
 
-# rows [M, D] are all behaviours; user u owns positions begin[u] : begin[u] + length[u] of them, or, with row_index
-# [capacity], of row_index. Weights of candidate i's pairs are written from pair_begin[i] on (None: not returned).
+# Rows [n, D] come as tables [V_k, D_k] and ids [n] each, their widths added up to D, or as one table and no ids: the
+# query's [Q, D], and all behaviours' [M, D]. User u owns positions begin[u] : begin[u] + length[u] of them, or, with
+# row_index [capacity], of row_index. Rows where row_mask [M] is false count in Dice's statistics and nowhere else.
+# Weights of candidate i's pairs are written from pair_begin[i] on (None: not returned). params: slope per hidden layer
+# (PReLU); alpha, mean, var (Dice), or alpha alone with dice_training, whose statistics [2, sum of hidden widths] are
+# the batch means, then the biased variances ([2, 0] otherwise). logsumexp, pair_weights, statistics: fp32 at least.
 _UNIT = (
-    "Tensor query, Tensor rows, Tensor begin, Tensor length, Tensor? row_index, Tensor? query_to_user, "
-    "Tensor? pair_begin, SymInt total_pairs, Tensor[] weights, Tensor[] biases, Tensor[] params, float[] eps, "
+    "Tensor[] query_tables, Tensor[] query_ids, Tensor[] row_tables, Tensor[] row_ids, Tensor begin, Tensor length, "
+    "Tensor? row_index, Tensor? row_mask, Tensor? query_to_user, Tensor? pair_begin, SymInt total_pairs, "
+    "Tensor[] weights, Tensor[] biases, Tensor[] params, float[] eps, bool dice_training, bool sparse_grad, "
     "str features, str activation, str normalize, float scale"
 )
 
-library.define(f"local_activation({_UNIT}, str backend) -> (Tensor pooled, Tensor logsumexp, Tensor pair_weights)")
 library.define(
-    f"local_activation_backward(Tensor grad_pooled, Tensor? grad_pair_weights, {_UNIT}, "
-    "Tensor pooled, Tensor logsumexp, Tensor pair_weights, bool need_query, bool need_rows, str backend) -> "
-    "(Tensor grad_query, Tensor grad_rows, Tensor[] grad_weights, Tensor[] grad_biases, Tensor[] grad_params)"
+    f"local_activation({_UNIT}, str backend) -> "
+    "(Tensor pooled, Tensor logsumexp, Tensor pair_weights, Tensor statistics)"
+)
+# Gradients of tables are those of their rows, [n, D_k] each; the autograd formula makes them sparse or dense.
+library.define(
+    f"local_activation_backward(Tensor grad_pooled, Tensor? grad_pair_weights, {_UNIT}, Tensor pooled, "
+    "Tensor logsumexp, Tensor pair_weights, Tensor statistics, bool need_query, bool need_rows, str backend) -> "
+    "(Tensor[] grad_query, Tensor[] grad_rows, Tensor[] grad_weights, Tensor[] grad_biases, Tensor[] grad_params)"
 )
 
-# unique [N]: the batch's unique ids but padding_idx (-1: none) in ascending order, -1 behind their number, unique_count.
+# unique [N]: the batch's unique ids but padding_idx (-1: none) in ascending order, -1 behind their unique_count.
 library.define(
     "mba_penalty(Tensor weight, Tensor ids, Tensor counts, float coeff, int padding_idx, bool sparse, str backend) -> "
     "(Tensor penalty, Tensor unique, Tensor unique_count)"

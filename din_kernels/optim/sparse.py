@@ -151,7 +151,7 @@ def _check_gradient(parameter: torch.Tensor) -> None:
 class SparseSGD(SparseOptimizer):
     """SGD on the rows of the batch; equal to torch.optim.SGD without MBA and momentum.
 
-    With momentum, buffers of the batch's rows alone decay (lazy), which equals torch's where every step holds every row.
+    With momentum, buffers of the batch's rows alone decay (lazy), as torch's do where every step holds every row.
 
     Args:
         params: tables `[V, D]`, or groups.

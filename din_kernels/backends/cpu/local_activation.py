@@ -1,4 +1,4 @@
-"""`local_activation` on the CPU: tensors to pointers for the compiled core."""
+"""`local_activation` on the CPU: tensors to addresses for the compiled core."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import torch
 
 from din_kernels.backends import Request
 
-FEATURES = ("concat", "product")
-DTYPES = (torch.float32, torch.float64)
-PARAMS_PER_LAYER = {"prelu": 1, "dice": 3}
+DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 def refuses(request: Request) -> str | None:
@@ -17,83 +15,121 @@ def refuses(request: Request) -> str | None:
     if request.device != "cpu":
         return f"its tensors must be on the CPU, got {request.device}"
     if request.dtype not in DTYPES:
-        return f"dtype must be float32 or float64, got {request.dtype}"
-    if options["features"] not in FEATURES:
-        return f"features must be one of {FEATURES}, got {options['features']!r}"
-    if options["dice_training"]:
-        return "Dice in training (batch statistics) is not fused yet"
+        return f"dtype must be one of {', '.join(DTYPES.values())}, got {request.dtype}"
+    if options["dice_training"] == "some":
+        return "Dice must be in training or in evaluation in all hidden layers, got a mixture"
     if options["hidden_layers"] > 3:
         return f"at most 3 hidden layers are supported, got {options['hidden_layers']}"
     return None
 
 
-def _pointer(tensor: torch.Tensor | None) -> int:
+def _address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _layers(weights, biases, params, activation):
-    """The MLP as the core takes it: pointers and widths per layer; the contiguous tensors are returned to live on."""
-    per_layer = PARAMS_PER_LAYER.get(activation, 0)
-    weights = [weight.contiguous() for weight in weights]
-    biases = [bias.contiguous() for bias in biases]
-    params = [param.contiguous() for param in params]
-    hidden = len(weights) - 1
-    return {
-        "widths": [weight.shape[0] for weight in weights[:-1]],
-        "weights": [weight.data_ptr() for weight in weights],
-        "biases": [bias.data_ptr() for bias in biases],
-        "params": [param.data_ptr() for param in params],
-        "param_sizes": [params[layer * per_layer].numel() if per_layer else 0 for layer in range(hidden)],
-    }, (weights, biases, params)
+class _Call:
+    """A call as the core takes it, and the contiguous tensors that its addresses point into."""
+
+    def __init__(self, query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user,
+                 pair_begin, weights, biases, params, eps, dice_training, features, activation, normalize,
+                 scale):  # fmt: skip
+        self._alive = []
+        self.dtype = torch.promote_types(query_tables[0].dtype, torch.float32)  # of the arithmetic
+        query, self.queries, self.dim = self._source(query_tables, query_ids)
+        rows, self.rows, _ = self._source(row_tables, row_ids)
+        self.widths = [weight.shape[0] for weight in weights[:-1]]
+        self.content = {
+            "dtype": DTYPES[query_tables[0].dtype], "queries": self.queries, "users": begin.shape[0],
+            "rows_count": self.rows, "dim": self.dim, "query": query, "rows": rows,
+            "begin": _address(begin), "length": _address(length), "row_index": _address(row_index),
+            "row_mask": _address(row_mask), "query_to_user": _address(query_to_user),
+            "pair_begin": _address(pair_begin),
+            "widths": self.widths, "weights": self._all(weights), "biases": self._all(biases),
+            "params": self._all(params), "param_sizes": [param.numel() for param in params], "eps": list(eps),
+            "features": features, "activation": activation, "dice_training": dice_training, "normalize": normalize,
+            "scale": scale,
+        }  # fmt: skip
+
+    def keep(self, tensor: torch.Tensor) -> int:
+        """Address of a contiguous tensor that lives as long as the call."""
+        tensor = tensor.contiguous()
+        self._alive.append(tensor)
+        return tensor.data_ptr()
+
+    def _all(self, tensors) -> list[int]:
+        return [self.keep(tensor.to(self.dtype)) for tensor in tensors]
+
+    def _source(self, tables, ids):
+        rows = ids[0].shape[0] if ids else tables[0].shape[0]
+        content = [
+            (self.keep(table), table.shape[1], self.keep(ids[k]) if ids else 0, not ids or ids[k].dtype == torch.int64)
+            for k, table in enumerate(tables)
+        ]
+        return content, rows, sum(table.shape[1] for table in tables)
+
+    def outputs(self, pooled, logsumexp, pair_weights, statistics) -> dict:
+        """The call with the addresses of its results."""
+        return self.content | {
+            "pooled": _address(pooled), "logsumexp": _address(logsumexp), "pair_weights": _address(pair_weights),
+            "statistics": _address(statistics),
+        }  # fmt: skip
 
 
 def forward(
-    query, rows, begin, length, row_index, query_to_user, pair_begin, total_pairs,
-    weights, biases, params, eps, features, activation, normalize, scale,
+    query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, pair_begin,
+    total_pairs, weights, biases, params, eps, dice_training, sparse_grad, features, activation, normalize, scale,
 ):  # fmt: skip
-    """Kernel call of the op's forward: pooled [Q, D], logsumexp [Q] or [0], pair_weights [total_pairs]."""
+    """Kernel call of the op's forward: pooled [Q, D], logsumexp [Q] or [0], pair_weights [total_pairs], statistics."""
     from din_kernels import _cpu
 
-    query, rows = query.contiguous(), rows.contiguous()
-    layers, _alive = _layers(weights, biases, params, activation)
-    pooled = torch.empty_like(query)
-    logsumexp = query.new_empty(query.shape[0] if normalize == "softmax" else 0)
-    pair_weights = query.new_zeros(total_pairs)
-    _cpu.local_activation_forward(
-        query.dtype == torch.float64, query.shape[0], begin.shape[0], rows.shape[0], query.shape[1],
-        query.data_ptr(), rows.data_ptr(), begin.data_ptr(), length.data_ptr(), _pointer(row_index),
-        _pointer(query_to_user), _pointer(pair_begin),
-        layers, list(eps), features, activation, normalize, scale,
-        pooled.data_ptr(), _pointer(logsumexp), _pointer(pair_weights), torch.get_num_threads(),
-    )  # fmt: skip
-    return pooled, logsumexp, pair_weights
+    call = _Call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user,
+                 pair_begin, weights, biases, params, eps, dice_training, features, activation, normalize,
+                 scale)  # fmt: skip
+    wide = query_tables[0].new_empty(0, dtype=call.dtype)
+    pooled = wide.new_empty(call.queries, call.dim)
+    logsumexp = wide.new_empty(call.queries if normalize == "softmax" else 0)
+    pair_weights = wide.new_zeros(total_pairs)
+    statistics = wide.new_empty(2, sum(call.widths) if dice_training else 0)
+    _cpu.local_activation_forward(call.outputs(pooled, logsumexp, pair_weights, statistics), torch.get_num_threads())
+    return pooled.to(query_tables[0].dtype), logsumexp, pair_weights, statistics
 
 
 def backward(
-    grad_pooled, grad_pair_weights, query, rows, begin, length, row_index, query_to_user, pair_begin, total_pairs,
-    weights, biases, params, eps, features, activation, normalize, scale, pooled, logsumexp, pair_weights,
-    need_query, need_rows,
+    grad_pooled, grad_pair_weights, query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask,
+    query_to_user, pair_begin, total_pairs, weights, biases, params, eps, dice_training, sparse_grad, features,
+    activation, normalize, scale, pooled, logsumexp, pair_weights, statistics, need_query, need_rows,
 ):  # fmt: skip
-    """Kernel call of the op's backward: gradients of query, rows (or [0] where not needed), weights, biases, params."""
+    """Kernel call of the op's backward: gradients of query and rows per table ([0] where not needed), and the MLP's."""
     from din_kernels import _cpu
 
-    query, rows, grad_pooled = query.contiguous(), rows.contiguous(), grad_pooled.contiguous()
+    call = _Call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user,
+                 pair_begin, weights, biases, params, eps, dice_training, features, activation, normalize,
+                 scale)  # fmt: skip
+    pooled = pooled.to(call.dtype).contiguous()
+
+    def empty(tables, rows, needed, dtype):
+        return [table.new_empty((rows, table.shape[1]) if needed else 0, dtype=dtype) for table in tables]
+
+    grad_query = empty(query_tables, call.queries, need_query, call.dtype)
+    grad_rows = empty(row_tables, call.rows, need_rows, row_tables[0].dtype)
+    groups = [[torch.empty(t.shape, dtype=call.dtype, device=t.device) for t in group]
+              for group in (weights, biases, params)]  # fmt: skip
     returned = grad_pair_weights is not None and pair_begin is not None
-    grad_pair_weights = grad_pair_weights.contiguous() if returned else None
-    layers, _alive = _layers(weights, biases, params, activation)
-    grad_query = torch.empty_like(query) if need_query else query.new_empty(0)
-    grad_rows = torch.empty_like(rows) if need_rows else rows.new_empty(0)
-    grads = [[torch.empty_like(t, memory_format=torch.contiguous_format) for t in group]
-             for group in (weights, biases, params)]  # fmt: skip
+    grads = {
+        "pooled": call.keep(grad_pooled.to(call.dtype)),
+        "pair_weights": call.keep(grad_pair_weights.to(call.dtype)) if returned else 0,
+        "query": [grad.data_ptr() for grad in grad_query] if need_query else [],
+        "rows": [grad.data_ptr() for grad in grad_rows] if need_rows else [],
+        "weights": [grad.data_ptr() for grad in groups[0]], "biases": [grad.data_ptr() for grad in groups[1]],
+        "params": [grad.data_ptr() for grad in groups[2]],
+    }  # fmt: skip
     _cpu.local_activation_backward(
-        query.dtype == torch.float64, query.shape[0], begin.shape[0], rows.shape[0], query.shape[1],
-        query.data_ptr(), rows.data_ptr(), begin.data_ptr(), length.data_ptr(), _pointer(row_index),
-        _pointer(query_to_user), _pointer(pair_begin),
-        layers, list(eps), features, activation, normalize, scale,
-        pooled.contiguous().data_ptr(), _pointer(logsumexp), _pointer(pair_weights),
-        grad_pooled.data_ptr(), _pointer(grad_pair_weights),
-        _pointer(grad_query) if need_query else 0, _pointer(grad_rows) if need_rows else 0,
-        [t.data_ptr() for t in grads[0]], [t.data_ptr() for t in grads[1]], [t.data_ptr() for t in grads[2]],
-        torch.get_num_threads(),
+        call.outputs(pooled, logsumexp, pair_weights, statistics), grads, torch.get_num_threads()
+    )
+    dtype = query_tables[0].dtype
+    return (
+        [grad.to(dtype) for grad in grad_query],
+        grad_rows,
+        *([grad.to(t.dtype) for grad, t in zip(grads, group, strict=True)]
+          for grads, group in zip(groups, (weights, biases, params), strict=True)),
     )  # fmt: skip
-    return grad_query, grad_rows, *grads

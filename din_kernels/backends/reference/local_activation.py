@@ -26,7 +26,7 @@ def activate(z: torch.Tensor, activation: str, params: dict) -> tuple[torch.Tens
     if activation == "tanh":
         return torch.tanh(z), None
     if activation == "prelu":
-        return torch.where(z > 0, z, params["slope"] * z), None
+        return torch.where(z > 0, z, params["slope"].to(z.dtype) * z), None
     if activation == "dice":
         y, *statistics = dice_reference.dice(
             z, params["alpha"], params.get("mean"), params.get("var"), params["training"], params["eps"], None
@@ -52,6 +52,7 @@ def local_activation(
     begin: torch.Tensor,  # [U], first row of each user
     length: torch.Tensor,  # [U], number of its rows
     row_index: torch.Tensor | None,  # [capacity], rows in the order in which begin counts them
+    row_mask: torch.Tensor | None,  # [M] bool, false: the row counts in Dice's statistics and nowhere else
     query_to_user: torch.Tensor | None,  # [Q], identity when None
     pair_begin: torch.Tensor | None,  # [Q], where each candidate's weights start in pair_weights
     total_pairs: int,  # size of pair_weights
@@ -68,10 +69,14 @@ def local_activation(
     k = rows[row]
     hidden = features_of(query[candidate], k, features)
     statistics = []
+    weights, biases = ([tensor.to(query.dtype) for tensor in group] for group in (weights, biases))
     for weight, bias, layer in zip(weights[:-1], biases[:-1], params, strict=True):
         hidden, layer_statistics = activate(linear(hidden, weight, bias), activation, layer)
         statistics.append(layer_statistics)
     scores = scale * linear(hidden, weights[-1], biases[-1]).squeeze(-1)
+    if row_mask is not None:
+        counts = row_mask[row]
+        candidate, position, k, scores = candidate[counts], position[counts], k[counts], scores[counts]
     w = scores
     if normalize == "softmax":
         top = scores.new_full((query.shape[0],), -torch.inf).scatter_reduce(0, candidate, scores.detach(), "amax")

@@ -1,0 +1,51 @@
+// Rows of a Source, from where they lie or by id from tables, into packed tiles; and their gradients back.
+#pragma once
+
+#include "convert.h"
+
+namespace din_kernels::cpu::DIN_KERNELS_ISA {
+namespace {
+
+constexpr int64_t kRowsAhead = 6;  // rows by id are fetched so many rows before their turn
+
+inline int64_t table_row(const Table& table, int64_t row) {
+    if (!table.ids) return row;
+    return table.wide ? static_cast<const int64_t*>(table.ids)[row] : static_cast<const int32_t*>(table.ids)[row];
+}
+
+inline void prefetch_row(const Source& source, Storage storage, int64_t row) {
+    for (int k = 0; k < source.count; ++k) {
+        const Table& table = source.tables[k];
+        const int64_t bytes = table.width * bytes_of(storage);
+        const char* at = static_cast<const char*>(table.values) + table_row(table, row) * bytes;
+        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line);
+    }
+}
+
+// to[0 .. dim_p) = the row, zeros behind its D values
+template <typename T>
+inline void fetch_row(const Source& source, Storage storage, int64_t row, int64_t dim_p, T* to) {
+    int64_t column = 0;
+    for (int k = 0; k < source.count; ++k) {
+        const Table& table = source.tables[k];
+        read_values(storage, table.values, table_row(table, row) * table.width, table.width, to + column);
+        column += table.width;
+    }
+    for (; column < dim_p; ++column) to[column] = 0;
+}
+
+// The gradient of row `row`, cut into the columns of its tables.
+template <typename T>
+inline void write_row_grad(const Source& source, const RowGrads& grads, Storage storage, int64_t row, const T* from) {
+    for (int k = 0; k < source.count; ++k) {
+        const int64_t width = source.tables[k].width;
+        write_values(storage, from, width, grads.values[k], row * width);
+        from += width;
+    }
+}
+
+template <typename T>
+constexpr Storage kStorageOf = sizeof(T) == 8 ? Storage::kDouble : Storage::kFloat;
+
+}  // namespace
+}  // namespace din_kernels::cpu::DIN_KERNELS_ISA
