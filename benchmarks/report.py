@@ -123,6 +123,8 @@ def _cell(key: str, value: Any) -> str:
         return str(value)
     if key in ("loss", "auc", "user_auc"):
         return f"{value:.4f}"
+    if key.startswith("share"):
+        return f"{value:.2f}"
     if key == "ours is":
         return f"{value:.1f}x"
     return _digits(value) if value >= 10 else f"{value:.2f}"
@@ -133,6 +135,7 @@ TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "unit": ("local_activation", unit),
     "peers": ("local_activation", peers),
     "memory": ("local_activation", memory),
+    "history_length": ("history_length", plain),
     "call_overhead": ("call_overhead", plain),
     "training_time": ("training_time", plain),
     "training_accuracy": ("training_accuracy", plain),
