@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def forced_backend() -> str | None:
@@ -13,3 +14,9 @@ def forced_backend() -> str | None:
 def debug_checks() -> bool:
     """Whether DIN_KERNELS_DEBUG_CHECKS asks for value checks that would make a GPU wait."""
     return os.environ.get("DIN_KERNELS_DEBUG_CHECKS", "0") not in ("", "0")
+
+
+def data_folder() -> Path:
+    """Where the real data sets of tests and benchmarks lie: DIN_KERNELS_TEST_DATA, or ../shared/data of a checkout."""
+    given = os.environ.get("DIN_KERNELS_TEST_DATA")
+    return Path(given or Path(__file__).resolve().parents[1] / ".." / "shared" / "data").resolve()

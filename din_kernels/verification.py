@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -160,9 +160,17 @@ def deviations(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu"
     ours = results(case, backend, dtype, device)
     exact = results(case, "reference", torch.float64)
     own = exact if dtype == torch.float64 else results(case, "reference", dtype, device)
+    yield from compared(ours, own, exact, dtype)
+
+
+def compared(
+    ours: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+) -> Iterator[Deviation]:  # fmt: skip
+    """As `deviations`, of results at hand: a kernel's, the reference's own in `dtype` and in float64."""
     for name, expected in exact.items():
         largest = _max(expected)
-        if name.startswith("grad biases"):
+        if name.startswith("grad") and "bias" in name:
             largest = max(_max(value) for key, value in exact.items() if key.startswith("grad"))
         error = _max(ours[name] - expected)
         yield Deviation(name, error, 2 * _max(own[name] - expected) + FLOOR[dtype] * largest)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(os.environ.get("DIN_KERNELS_TEST_DATA") or Path(__file__).resolve().parents[1] / ".." / "shared" / "data")
+from din_kernels import config
 
 
 def folder(name: str) -> Path:
     """The folder of data set `name`; skips the test, with the reason, where it is absent."""
-    path = (FOLDER / name).resolve()
+    path = config.data_folder() / name
     if not path.is_dir():
         pytest.skip(f"no real data at {path} (DIN_KERNELS_TEST_DATA names another folder)")
     return path

@@ -6,6 +6,7 @@ Needs no file: the generated data has planted interests that only attention find
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from din_kernels.benchmarking.memory import peak_bytes
 from din_kernels.commands.console import wide_console
 from din_kernels.commands.train import default_recipe, load_data, metrics_table, phases_table
-from din_kernels.data import Interactions, Samples, Split, batches
-from din_kernels.demo.comparison import COMPILED, EAGER, VARIANTS, UnitInputs, compare, unit_inputs
-from din_kernels.demo.memory import peak_bytes
+from din_kernels.data import Batch, Interactions, Samples, Split, batches
+from din_kernels.demo.comparison import COMPILED, EAGER, VARIANTS, compare, prepare, unit_inputs
 from din_kernels.models import DIN, DINConfig
 from din_kernels.training import TrainingOptions, build, load_recipe, sizes_of, train
 
@@ -63,18 +64,18 @@ def run(options: argparse.Namespace) -> int:
     console.print(metrics_table(histories), phases_table(histories))
     plots.auc_per_epoch(histories, options.output / "auc.png")
 
-    unit = next(iter(model.units.values()))
-    inputs = _compared(model, split, interactions)
-    first = inputs[0]
+    inputs = [unit_inputs(model, batch) for batch in _compared(model, split, interactions)]
+    width = max(1, max(int(each.history.lengths().max()) for each in inputs))
     shape = (
-        f"{len(first.query)} candidates, {first.history.num_rows} behaviours, D={unit.dim}, T={first.padded.shape[1]}"
+        f"{len(inputs[0].query)} candidates, {inputs[0].history.num_rows} behaviours, D={model.config.width}, T={width}"
     )
     console.print(f"comparing the unit: {shape}, {torch.get_num_threads()} threads (torch.compile takes a while)")
     names = [name for name in VARIANTS if name != COMPILED or not options.without_compile]
-    seconds, reasons = compare(unit, inputs, options.rounds, names)
+    timings, reasons = compare(inputs, width, options.rounds, names)
+    seconds = {name: timing.median / len(inputs) for name, timing in timings.items()}
     megabytes = {}
     for name in seconds:
-        peak = peak_bytes(name, unit, inputs[0])
+        peak = peak_bytes(functools.partial(prepare, name, inputs[0], width))
         megabytes[name] = None if peak is None else peak / 1e6
     console.print(_comparison_table(seconds, megabytes))
     for name, reason in reasons.items():
@@ -90,13 +91,10 @@ def _held_out(split: Split) -> Samples:
     return split.validation if split.test is None else split.test
 
 
-def _compared(model: DIN, split: Split, interactions: Interactions) -> list[UnitInputs]:
-    """Inputs of the unit from training batches, padded to the longest history among them."""
+def _compared(model: DIN, split: Split, interactions: Interactions) -> list[Batch]:
     loader = batches(split.train, interactions, COMPARED_ROWS, shuffle=True, max_length=model.config.max_length)
     chosen = [batch for batch in itertools.islice(loader, COMPARED_BATCHES) if len(batch.users) == COMPARED_ROWS]
-    chosen = chosen or list(itertools.islice(loader, 1))
-    width = max(1, max(int(batch.offsets.diff().max()) for batch in chosen))
-    return [unit_inputs(model, batch, width) for batch in chosen]
+    return chosen or list(itertools.islice(loader, 1))
 
 
 def _comparison_table(seconds: dict[str, float], megabytes: dict[str, float | None]) -> Table:

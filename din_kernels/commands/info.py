@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import platform
-from importlib import metadata
 
 import torch
 from rich.table import Table
 
-from din_kernels import __version__, backends
+from din_kernels import backends
 from din_kernels.commands.console import wide_console
+from din_kernels.environment import versions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the tables; always succeeds."""
     console = wide_console()
-    versions = Table(title="din-kernels", show_header=False)
-    for row in version_rows():
-        versions.add_row(*row)
-    console.print(versions)
+    installed = Table(title="din-kernels", show_header=False)
+    for row in versions():
+        installed.add_row(*row)
+    console.print(installed)
 
     available = Table("backend", "on this machine", title="backends")
     for name, reason in backends.available().items():
@@ -37,29 +36,3 @@ def run(options: argparse.Namespace) -> int:
         served.add_row(op, option, value, backend)
     console.print(served)
     return 0
-
-
-def version_rows() -> list[tuple[str, str]]:
-    """(what, value) of everything that a bug report should say."""
-    rows = [
-        ("din-kernels", __version__),
-        ("Python", platform.python_version()),
-        ("torch", torch.__version__),
-        ("numpy", metadata.version("numpy")),
-        ("platform", f"{platform.system()} {platform.machine()}"),
-        ("instruction set", instruction_set()),
-        ("threads", str(torch.get_num_threads())),
-    ]
-    if torch.cuda.is_available():
-        rows.append(("GPU", f"{torch.cuda.get_device_name()}, compute capability {torch.cuda.get_device_capability()}"))
-    return rows
-
-
-def instruction_set() -> str:
-    """The instruction set that the CPU kernels chose, of those that this machine supports; or why there is none."""
-    reason = backends.unavailable("cpu")
-    if reason is not None:
-        return f"none: {reason}"
-    from din_kernels import _cpu
-
-    return f"{_cpu.isa()} (supported here: {', '.join(_cpu.supported_isas())})"

@@ -1,0 +1,1 @@
+"""What tests, benchmarks and documentation measure with: the house shapes, interleaved timing, peers, peak memory."""
