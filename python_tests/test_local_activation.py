@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import din_kernels as dk
-from din_kernels.ops.local_activation import ACTIVATIONS, FEATURES, NORMALIZATIONS, feature_width
-from din_kernels.verification import LAYOUTS, deviations, make_case, results
+from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS, feature_width
+from din_kernels.verification import ACTIVATION_CASES, LAYOUTS, deviations, make_case, results
 
 # Around the tile of 60 rows, the fold from 10 rows on and the blocks of 512 pairs; empty ones first, between and last.
 LENGTHS = (0, 1, 9, 10, 0, 59, 60, 61, 2, 600, 33, 0)
@@ -61,7 +61,7 @@ def holds(case, backend, dtype, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATION_CASES)
 @pytest.mark.parametrize("features", FEATURES)
 def test_outputs_and_all_gradients_equal_the_reference(features, activation, normalize, layout, dtype, backend, device):
     holds(make_case(features, activation, normalize, layout), backend, dtype, device)
@@ -75,12 +75,22 @@ def test_ragged_edges_equal_the_reference(edge, normalize, layout, dtype, backen
     holds(make_case("concat", "prelu", normalize, layout, **EDGES[edge]), backend, dtype, device)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ["prelu", "dice in training"])
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize("features", FEATURES)
+def test_half_precision_equals_the_reference(features, normalize, activation, dtype, backend, device):
+    holds(make_case(features, activation, normalize, "query_to_user"), backend, dtype, device)
+
+
 @given(
     lengths=st.lists(st.integers(0, 70), max_size=8),
     dim=st.integers(1, 40),
     hidden=st.lists(st.integers(1, 40), max_size=3),
-    features=st.sampled_from(["concat", "product"]),
-    activation=st.sampled_from(ACTIVATIONS),
+    features=st.sampled_from(FEATURES),
+    activation=st.sampled_from(
+        [each for each in ACTIVATION_CASES if each != "dice in training"]
+    ),  # few rows, see below
     normalize=st.sampled_from(NORMALIZATIONS),
     layout=st.sampled_from(LAYOUTS),
 )
@@ -341,6 +351,23 @@ def test_indices_may_be_int32(dtype, call):
     torch.testing.assert_close(it(history=dk.Padded(values, it.lengths.to(dtype))), it(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("layout", ["lengths", "mask"])
+def test_padded_statistics_are_those_of_the_whole_batch(layout, call):
+    it, found = call(), []
+    values = it.history.to_padded(75).detach()
+    mask = torch.stack([torch.arange(75) < n for n in it.lengths.tolist()]).to(values.device)
+    history = dk.Padded(values, it.lengths) if layout == "lengths" else dk.Padded(values, mask=strided(mask.int()) > 0)
+    for backend in (it.backend, "reference"):
+        it.backend = backend
+        alphas = [torch.full((width,), 0.2, dtype=torch.float64, device=values.device) for width in (7, 5)]
+        params = [{"alpha": alpha.requires_grad_(), "training": True} for alpha in alphas]
+        options = {"activation": "dice", "activation_params": params, "stats": "padded"}
+        pooled = it(history=history, **options)
+        found.append([pooled, *torch.autograd.grad(pooled.square().sum(), [it.query, *it.weights, *alphas])])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_gradients_that_are_asked_for_do_not_depend_on_those_that_are_not(normalize, call):
     it = call()
@@ -387,21 +414,23 @@ def test_each_parameter_of_dice_may_be_one_number_or_one_per_channel(single, cal
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-@pytest.mark.parametrize("features", ["concat", "product"])
-@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "prelu", "dice"])
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "prelu", "dice", "dice in training"])
 def test_gradcheck_passes_on_the_double_kernel(activation, features, normalize, backend, device):
     case = make_case(features, activation, normalize, "query_to_user", dim=3, hidden=(4, 2), lengths=(2, 0, 11, 1, 3))
     offsets, to_user = case.shape["offsets"].to(device), case.query_to_user.to(device)
-    names = {"prelu": ["slope"], "dice": ["alpha", "mean", "var"]}.get(activation, [])
+    names = {"prelu": ["slope"], "dice": ["alpha", "mean", "var"], "dice in training": ["alpha"]}.get(activation, [])
     given = [case.query, case.history, *case.weights, *case.biases, *(p[name] for p in case.params for name in names)]
     given = [each.to(device).requires_grad_() for each in given]
+
+    mode = {"training": activation == "dice in training", "eps": 1e-3}
 
     def function(query, values, w1, w2, w3, b1, b2, b3, *params):
         each = iter(params)
         return dk.local_activation(
-            query, dk.Jagged(values, offsets), [w1, w2, w3], [b1, b2, b3], features=features, activation=activation,
-            activation_params=[{name: next(each) for name in names} for _ in (0, 1)], normalize=normalize, scale=0.7,
-            query_to_user=to_user, return_weights=True,
+            query, dk.Jagged(values, offsets), [w1, w2, w3], [b1, b2, b3], features=features,
+            activation=case.activation, activation_params=[{name: next(each) for name in names} | mode for _ in (0, 1)],
+            normalize=normalize, scale=0.7, query_to_user=to_user, return_weights=True,
         )  # fmt: skip
 
     def flat(*inputs):
