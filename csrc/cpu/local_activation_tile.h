@@ -70,7 +70,7 @@ inline int64_t row_at(const LocalActivationArgs<T>& args, int64_t position) {
 
 template <typename T>
 inline void copy_tile(const LocalActivationArgs<T>& args, int64_t position, int64_t rows, int64_t dim_p, T* tile) {
-    const bool by_id = args.rows.tables[0].ids;
+    const bool by_id = args.rows.tables[0].ids.data;
     for (int64_t t = 0; t < rows; ++t) {
         if (by_id && t + kRowsAhead < rows)
             prefetch_row(args.rows, args.storage, row_at(args, position + t + kRowsAhead));
@@ -82,7 +82,7 @@ inline void copy_tile(const LocalActivationArgs<T>& args, int64_t position, int6
 template <typename T>
 inline const T* tile_of(const LocalActivationArgs<T>& args, int64_t position, int64_t rows, int64_t dim_p, T* tile) {
     const Table& table = args.rows.tables[0];
-    if (!args.row_index && !table.ids && args.storage == kStorageOf<T> && args.dim == dim_p)
+    if (!args.row_index && !table.ids.data && args.storage == kStorageOf<T> && args.dim == dim_p)
         return static_cast<const T*>(table.values) + position * args.dim;
     copy_tile(args, position, rows, dim_p, tile);
     return tile;
