@@ -25,6 +25,7 @@ from din_kernels.training import (
     predict,
     recipe_names,
     sizes_of,
+    table_counts,
     train,
     train_step,
 )
@@ -278,3 +279,88 @@ def test_first_epoch_on_amazon_beauty_is_as_good_as_known_and_equal_on_both_back
     # A plain eager padded DIN reaches 0.785 here, sum pooling 0.786.
     assert ours["user_auc"] > 0.785 - 0.005
     assert first_epoch("embedding-mlp", backends.use_backend("reference"))["user_auc"] > 0.786 - 0.005
+
+
+def test_sparse_optimizers_take_the_steps_of_dense_ones_and_mba_joins_in():
+    """Adagrad moves no row without a gradient: sparse tables lose what dense ones lose. With MBA the losses part."""
+    made = generated()
+    losses = {}
+    for name, sparse, changes in (
+        ("dense", False, {"optimizer": "adagrad"}),
+        ("sparse", True, {"optimizer": "sparse-adagrad"}),
+        ("mba", True, {"optimizer": "sparse-adagrad", "mba": 0.5}),
+    ):
+        options = TrainingOptions(epochs=2, batch_size=64, lr=0.02, **changes)
+        history = train(
+            build("din", small_config(made, sparse=sparse), 0).double(), made.split, made.interactions, options,
+            progress=False,
+        )  # fmt: skip
+        losses[name] = [record["loss"] for record in history]
+    np.testing.assert_allclose(losses["sparse"], losses["dense"], rtol=1e-9)
+    assert losses["mba"][1] > losses["dense"][1], "a regularizer costs training loss"
+
+
+def test_l2_reaches_every_row_of_every_table_and_no_layer():
+    made = generated()
+    model = build("din", small_config(made))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizers = Optimizers(model, TrainingOptions(optimizer="sgd", lr=0.5, l2=0.1))
+    optimizers.zero_grad()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizers.step()
+    for name, value in model.named_parameters():
+        factor = 0.95 if name.startswith("embeddings") else 1.0
+        torch.testing.assert_close(value.detach(), factor * before[name])
+
+
+@pytest.mark.parametrize("optimizer", ["sparse-adagrad", "sparse-adam", "sparse-sgd", "sparse-rowwise-adagrad"])
+def test_training_with_mba_resumes_bit_for_bit(optimizer, tmp_path):
+    made = generated()
+    options = TrainingOptions(epochs=2, batch_size=64, optimizer=optimizer, lr=1e-2, mba=0.1)
+
+    def run(epochs, **more):
+        model = build("din", small_config(made, sparse=True))
+        train(model, made.split, made.interactions, dataclasses.replace(options, epochs=epochs), progress=False, **more)
+        return model.state_dict()
+
+    expected = run(2)
+    run(1, checkpoint=tmp_path / "run.pt")
+    resumed = run(2, checkpoint=tmp_path / "run.pt", resume=True)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_counts_of_tables_are_those_of_training_samples_alone():
+    made = generated()
+    config = small_config(made)
+    found = table_counts(config, made.split.train, made.interactions)
+    expected = data.item_counts(made.split.train, made.interactions)
+    np.testing.assert_array_equal(found["item"].numpy(), expected)
+    shared = dataclasses.replace(config, candidate={"item": "item", "category": "item"},
+                                 histories={"behaviours": [("item", "item"), ("category", "item")]})  # fmt: skip
+    with pytest.raises(ValueError, match="one field per table, got 'item' and 'category' in 'item'"):
+        table_counts(shared, made.split.train, made.interactions)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mba": 0.1}, "mba needs one of the optimizers sparse-adam, .* got adam"),
+        ({"l2": 0.1, "optimizer": "sparse-sgd"}, "l2 reaches every row and needs dense tables, got"),
+        ({"mba": -0.1, "optimizer": "sparse-sgd"}, "mba must be at least 0, got -0.1"),
+    ],
+)  # fmt: skip
+def test_regularization_that_an_optimizer_cannot_do_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(**changes)
+
+
+def test_optimizers_refuse_tables_that_do_not_suit_them():
+    made = generated()
+    dense, sparse = build("din", small_config(made)), build("din", small_config(made, sparse=True))
+    with pytest.raises(ValueError, match="sparse-adagrad needs sparse tables, got a config with sparse=False"):
+        Optimizers(dense, TrainingOptions(optimizer="sparse-adagrad"))
+    with pytest.raises(ValueError, match="l2 needs dense tables"):
+        Optimizers(sparse, TrainingOptions(l2=0.1))
+    with pytest.raises(ValueError, match="counts must hold table 'item' for mba, got none"):
+        Optimizers(sparse, TrainingOptions(optimizer="sparse-adagrad", mba=0.1))

@@ -50,7 +50,8 @@ template <typename T>
 struct Dice {  // params: alpha, mean, 1 / sqrt(var + eps), all of them given; y = z (alpha + (1 - alpha) p)
     static constexpr int kParams = 3;
     Vec<T> alpha, mean, inverse;
-    Vec<T> p(Vec<T> z) const { return sigmoid((z - mean) * inverse); }
+    Vec<T> bias{};  // of an affine batch norm, whose weight is part of `inverse`; the unit has none
+    Vec<T> p(Vec<T> z) const { return sigmoid((z - mean) * inverse + bias); }
     Vec<T> value(Vec<T> z) const { return z * (alpha + (1 - alpha) * p(z)); }
     // dy/dz = alpha + (1 - alpha) (p + z p (1 - p) / sqrt(var + eps))
     Vec<T> slope(Vec<T> z, Vec<T>) const {

@@ -2,10 +2,8 @@
 #include "din_kernels/mba_penalty.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "buffer.h"
-#include "isa.h"
 #include "mba_penalty_call.h"
 #include "parallel.h"
 #include "sorted_ids.h"
@@ -13,29 +11,6 @@
 namespace din_kernels {
 namespace cpu {
 namespace {
-
-template <typename T>
-const PenaltyKernels<T>& kernels_here() {
-#define DIN_KERNELS_TABLE(isa)                \
-    if constexpr (std::is_same_v<T, float>) { \
-        return isa::mba_penalty_float;        \
-    } else {                                  \
-        return isa::mba_penalty_double;       \
-    }
-    switch (active_isa()) {
-#ifdef DIN_KERNELS_HAVE_AVX512
-        case Isa::kAvx512:
-            DIN_KERNELS_TABLE(avx512)
-#endif
-#ifdef DIN_KERNELS_HAVE_AVX2
-        case Isa::kAvx2:
-            DIN_KERNELS_TABLE(avx2)
-#endif
-        default:
-            DIN_KERNELS_TABLE(baseline)
-    }
-#undef DIN_KERNELS_TABLE
-}
 
 // body(first, count, block) for blocks of rows
 template <typename Body>
@@ -52,8 +27,8 @@ void for_blocks(int threads, int64_t rows, const Body& body) {
 
 using namespace cpu;
 
-template <typename T>
-double mba_penalty_forward(const MbaPenaltyArgs<T>& args, int64_t* unique, int threads) {
+template <typename S>
+double mba_penalty_forward(const MbaPenaltyArgs<S>& args, int64_t* unique, int threads) {
     const int64_t entries = args.entries;
     int64_t count = 0;
     if (entries > 0) {
@@ -67,7 +42,7 @@ double mba_penalty_forward(const MbaPenaltyArgs<T>& args, int64_t* unique, int t
         std::fill(unique + count, unique + entries, -1);
     }
     Buffer<double> sums(count / kPenaltyBlock + 1);
-    const PenaltyKernels<T>& kernels = kernels_here<T>();
+    const PenaltyKernels<S>& kernels = mba_penalty_kernels_here().of<S>();
     for_blocks(threads, count, [&](int64_t first, int64_t rows, int64_t block) {
         sums.data()[block] = kernels.forward(args, unique + first, rows);
     });
@@ -76,18 +51,21 @@ double mba_penalty_forward(const MbaPenaltyArgs<T>& args, int64_t* unique, int t
     return args.coeff / 2 * total;
 }
 
-template <typename T>
-void mba_penalty_backward(const MbaPenaltyArgs<T>& args, const int64_t* unique, int64_t count, double grad, bool dense,
-                          T* out, int threads) {
-    const PenaltyKernels<T>& kernels = kernels_here<T>();
+template <typename S>
+void mba_penalty_backward(const MbaPenaltyArgs<S>& args, const int64_t* unique, int64_t count, double grad, bool dense,
+                          S* out, int threads) {
+    const PenaltyKernels<S>& kernels = mba_penalty_kernels_here().of<S>();
     for_blocks(threads, count, [&](int64_t first, int64_t rows, int64_t) {
         kernels.backward(args, unique + first, rows, grad * args.coeff, dense, dense ? out : out + first * args.dim);
     });
 }
 
-template double mba_penalty_forward(const MbaPenaltyArgs<float>&, int64_t*, int);
-template double mba_penalty_forward(const MbaPenaltyArgs<double>&, int64_t*, int);
-template void mba_penalty_backward(const MbaPenaltyArgs<float>&, const int64_t*, int64_t, double, bool, float*, int);
-template void mba_penalty_backward(const MbaPenaltyArgs<double>&, const int64_t*, int64_t, double, bool, double*, int);
+#define DIN_KERNELS_INSTANTIATE(S)                                                \
+    template double mba_penalty_forward(const MbaPenaltyArgs<S>&, int64_t*, int); \
+    template void mba_penalty_backward(const MbaPenaltyArgs<S>&, const int64_t*, int64_t, double, bool, S*, int);
+DIN_KERNELS_INSTANTIATE(float)
+DIN_KERNELS_INSTANTIATE(double)
+DIN_KERNELS_INSTANTIATE(BFloat16)
+DIN_KERNELS_INSTANTIATE(Float16)
 
 }  // namespace din_kernels

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "buffer.h"
-#include "din_kernels/sparse_update.h"
+#include "din_kernels/arrays.h"
 
 namespace din_kernels::cpu {
 

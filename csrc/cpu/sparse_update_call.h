@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "din_kernels/sparse_update.h"
+#include "kernel_table.h"
 
 namespace din_kernels::cpu {
 
@@ -12,30 +13,19 @@ namespace din_kernels::cpu {
 // number.
 constexpr int64_t kUpdateBlock = 512;
 
-template <typename T>
+template <typename S>
 struct UpdateCall {
-    const SparseUpdateArgs<T>* args;
+    const SparseUpdateArgs<S>* args;
     const uint64_t* keys;  // [N], of sorted_ids
-    T* partials;           // [blocks, D]: block b's share of the row that began before it
+    Wide<S>* partials;     // [blocks, D]: block b's share of the row that began before it
 };
 
-template <typename T>
+template <typename S>
 struct UpdateKernels {
-    void (*partial)(const UpdateCall<T>&, int64_t block);
-    void (*update)(const UpdateCall<T>&, int64_t block, T* row);  // row [D]: scratch of the thread
+    void (*partial)(const UpdateCall<S>&, int64_t block);
+    void (*update)(const UpdateCall<S>&, int64_t block, Wide<S>* scratch);  // scratch [2, D] of the thread
 };
 
-namespace baseline {
-extern const UpdateKernels<float> sparse_update_float;
-extern const UpdateKernels<double> sparse_update_double;
-}  // namespace baseline
-namespace avx2 {
-extern const UpdateKernels<float> sparse_update_float;
-extern const UpdateKernels<double> sparse_update_double;
-}  // namespace avx2
-namespace avx512 {
-extern const UpdateKernels<float> sparse_update_float;
-extern const UpdateKernels<double> sparse_update_double;
-}  // namespace avx512
+DIN_KERNELS_TABLES(UpdateKernels, sparse_update_kernels)
 
 }  // namespace din_kernels::cpu

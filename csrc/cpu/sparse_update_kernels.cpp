@@ -1,53 +1,56 @@
 // One pass over the sorted ids: sums the gradients of a row, regularizes it and updates it. Compiled once per ISA;
-// exports two tables and nothing else.
+// exports one table and nothing else.
 #include "sorted_ids.h"
 #include "sparse_update_rules.h"
+#include "storage.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
 
-template <typename T>
-inline int64_t end_of_block(const SparseUpdateArgs<T>& a, int64_t block) {
+template <typename S>
+inline int64_t end_of_block(const SparseUpdateArgs<S>& a, int64_t block) {
     const int64_t end = (block + 1) * kUpdateBlock;
     return end < a.entries ? end : a.entries;
 }
 
 // The gradient of the entry that is due kAhead entries from now, and what its row needs if it is the row's first.
-template <int kStates, typename T>
-inline void prefetch_entry(const UpdateCall<T>& call, int64_t entry) {
-    const SparseUpdateArgs<T>& a = *call.args;
+template <int kStates, typename S>
+inline void prefetch_entry(const UpdateCall<S>& call, int64_t entry) {
+    const SparseUpdateArgs<S>& a = *call.args;
     entry += kAhead;
     if (entry >= a.entries) return;
-    const int64_t bytes = a.dim * int64_t(sizeof(T)), id = id_of(call.keys[entry]);
+    const int64_t bytes = a.dim * int64_t(sizeof(S)), state_bytes = a.dim * int64_t(sizeof(Wide<S>));
+    const int64_t id = id_of(call.keys[entry]);
     prefetch(a.grads + position_of(call.keys[entry]) * a.dim, bytes);
     if (kStates < 0 || id == id_of(call.keys[entry - 1])) return;
     prefetch(a.weight + id * a.dim, bytes);
-    if (kStates > 0) prefetch(a.first + id * a.dim, bytes);
-    if (kStates > 1) prefetch(a.second + id * a.dim, bytes);
+    if (kStates > 0) prefetch(a.first + id * a.dim, state_bytes);
+    if (kStates > 1) prefetch(a.second + id * a.dim, state_bytes);
     if (kStates == 0 && a.first) __builtin_prefetch(a.first + id);
     if (a.counts.data) prefetch_count(a.counts, id);
 }
 
 // out[0 .. kVectors) = sum of the vectors at column `column` of entries [from, to), in registers.
-template <int kVectors, int kStates, bool kPrefetch, typename T>
-inline void sum_columns(const UpdateCall<T>& call, int64_t from, int64_t to, int64_t column, T* out) {
-    const SparseUpdateArgs<T>& a = *call.args;
+template <int kVectors, int kStates, bool kPrefetch, typename S>
+inline void sum_columns(const UpdateCall<S>& call, int64_t from, int64_t to, int64_t column, Wide<S>* out) {
+    using T = Wide<S>;
+    const SparseUpdateArgs<S>& a = *call.args;
     Vec<T> total[kVectors] = {};
     for (int64_t entry = from; entry < to; ++entry) {
         if (kPrefetch) prefetch_entry<kStates>(call, entry);
-        const T* row = a.grads + position_of(call.keys[entry]) * a.dim + column;
-        for (int v = 0; v < kVectors; ++v) total[v] += load(row + v * kLanes<T>);
+        const S* row = a.grads + position_of(call.keys[entry]) * a.dim + column;
+        for (int v = 0; v < kVectors; ++v) total[v] += load_wide(row + v * kLanes<T>);
     }
     for (int v = 0; v < kVectors; ++v) store(out + column + v * kLanes<T>, total[v]);
 }
 
 // out [D] = sum of the gradients of entries [from, to). kStates < 0: prefetches gradients alone.
-template <int kStates, typename T>
-void sum_entries(const UpdateCall<T>& call, int64_t from, int64_t to, T* out) {
-    const SparseUpdateArgs<T>& a = *call.args;
+template <int kStates, typename S>
+void sum_entries(const UpdateCall<S>& call, int64_t from, int64_t to, Wide<S>* out) {
+    const SparseUpdateArgs<S>& a = *call.args;
     int64_t column = 0;
     const auto left = [&] { return a.dim - column; };
-    constexpr int64_t kLane = kLanes<T>;
+    constexpr int64_t kLane = kLanes<Wide<S>>;
     // The first sweep over the entries prefetches.
     if (left() >= 8 * kLane) {
         sum_columns<8, kStates, true>(call, from, to, column, out), column += 8 * kLane;
@@ -63,8 +66,8 @@ void sum_entries(const UpdateCall<T>& call, int64_t from, int64_t to, T* out) {
     if (column == a.dim) return;
     for (int64_t d = column; d < a.dim; ++d) out[d] = 0;
     for (int64_t entry = from; entry < to; ++entry) {
-        const T* row = a.grads + position_of(call.keys[entry]) * a.dim;
-        for (int64_t d = column; d < a.dim; ++d) out[d] += row[d];
+        const S* row = a.grads + position_of(call.keys[entry]) * a.dim;
+        for (int64_t d = column; d < a.dim; ++d) out[d] += widen(row[d]);
     }
 }
 
@@ -75,8 +78,8 @@ inline int64_t end_of_run(const uint64_t* keys, int64_t from, int64_t end) {
     return from;
 }
 
-template <typename T>
-void partial(const UpdateCall<T>& call, int64_t block) {
+template <typename S>
+void partial(const UpdateCall<S>& call, int64_t block) {
     const int64_t from = block * kUpdateBlock;
     if (from == 0 || id_of(call.keys[from]) != id_of(call.keys[from - 1])) return;
     if (id_of(call.keys[from]) == call.args->padding_idx) return;
@@ -84,10 +87,9 @@ void partial(const UpdateCall<T>& call, int64_t block) {
     sum_entries<-1>(call, from, to, call.partials + block * call.args->dim);
 }
 
-// Sign and regularizer of g, then the rule.
-template <typename Rule, typename T>
-inline void update_row(const SparseUpdateArgs<T>& a, int64_t id, T* __restrict g) {
-    T* __restrict weight = a.weight + id * a.dim;
+// Sign and regularizer of g [D], then the rule, on a row of weights in Wide<S>.
+template <typename Rule, typename S, typename T>
+inline void update_weights(const SparseUpdateArgs<S>& a, int64_t id, T* __restrict weight, T* __restrict g) {
     if (a.maximize)
         for (int64_t d = 0; d < a.dim; ++d) g[d] = -g[d];
     if (a.counts.data) {
@@ -106,10 +108,23 @@ inline void update_row(const SparseUpdateArgs<T>& a, int64_t id, T* __restrict g
     Rule::apply(a.dim, weight, first, second, g, Constants<T>{T(a.step), T(a.beta1), T(a.beta2), T(a.eps)});
 }
 
+// scratch [2, D]: the sum of the gradients, and room for a row of narrow weights.
+template <typename Rule, typename S>
+inline void update_row(const SparseUpdateArgs<S>& a, int64_t id, Wide<S>* scratch) {
+    S* row = a.weight + id * a.dim;
+    if constexpr (std::is_same_v<S, Wide<S>>) {
+        update_weights<Rule>(a, id, row, scratch);
+    } else {
+        widen_row(row, a.dim, scratch + a.dim);
+        update_weights<Rule>(a, id, scratch + a.dim, scratch);
+        narrow_row(scratch + a.dim, a.dim, row);
+    }
+}
+
 // Updates the rows whose first entry lies in `block`.
-template <typename Rule, typename T>
-void update_block(const UpdateCall<T>& call, int64_t block, T* row) {
-    const SparseUpdateArgs<T>& a = *call.args;
+template <typename Rule, typename S>
+void update_block(const UpdateCall<S>& call, int64_t block, Wide<S>* row) {
+    const SparseUpdateArgs<S>& a = *call.args;
     const uint64_t* keys = call.keys;
     int64_t entry = block * kUpdateBlock;
     const int64_t end = end_of_block(a, block);
@@ -127,8 +142,8 @@ void update_block(const UpdateCall<T>& call, int64_t block, T* row) {
     }
 }
 
-template <typename T>
-void update(const UpdateCall<T>& call, int64_t block, T* row) {
+template <typename S>
+void update(const UpdateCall<S>& call, int64_t block, Wide<S>* row) {
     switch (call.args->rule) {
         case UpdateRule::kSgd:
             return update_block<Sgd>(call, block, row);
@@ -145,9 +160,12 @@ void update(const UpdateCall<T>& call, int64_t block, T* row) {
     }
 }
 
+template <typename S>
+constexpr UpdateKernels<S> kKernels = {partial<S>, update<S>};
+
 }  // namespace
 
-extern const UpdateKernels<float> sparse_update_float = {partial<float>, update<float>};
-extern const UpdateKernels<double> sparse_update_double = {partial<double>, update<double>};
+extern const KernelTable<UpdateKernels> sparse_update_kernels = {kKernels<float>, kKernels<double>, kKernels<BFloat16>,
+                                                                 kKernels<Float16>};
 
 }  // namespace din_kernels::cpu::DIN_KERNELS_ISA

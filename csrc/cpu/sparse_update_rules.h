@@ -19,7 +19,7 @@ struct Constants {
 struct Sgd {
     static constexpr int kStates = 0;
     template <typename T>
-    static void apply(int64_t dim, T* __restrict weight, T* __restrict first, T* __restrict second,
+    static void apply(int64_t dim, T* __restrict weight, T* __restrict /*first*/, T* __restrict /*second*/,
                       const T* __restrict g, Constants<T> c) {
         for (int64_t d = 0; d < dim; ++d) weight[d] -= c.step * g[d];
     }
@@ -28,7 +28,7 @@ struct Sgd {
 struct Momentum {
     static constexpr int kStates = 1;
     template <typename T>
-    static void apply(int64_t dim, T* __restrict weight, T* __restrict first, T* __restrict second,
+    static void apply(int64_t dim, T* __restrict weight, T* __restrict first, T* __restrict /*second*/,
                       const T* __restrict g, Constants<T> c) {
         for (int64_t d = 0; d < dim; ++d) {
             first[d] = c.beta1 * first[d] + g[d];
@@ -40,7 +40,7 @@ struct Momentum {
 struct Nesterov {
     static constexpr int kStates = 1;
     template <typename T>
-    static void apply(int64_t dim, T* __restrict weight, T* __restrict first, T* __restrict second,
+    static void apply(int64_t dim, T* __restrict weight, T* __restrict first, T* __restrict /*second*/,
                       const T* __restrict g, Constants<T> c) {
         for (int64_t d = 0; d < dim; ++d) {
             first[d] = c.beta1 * first[d] + g[d];
@@ -52,7 +52,7 @@ struct Nesterov {
 struct Adagrad {
     static constexpr int kStates = 1;
     template <typename T>
-    static void apply(int64_t dim, T* __restrict weight, T* __restrict first, T* __restrict second,
+    static void apply(int64_t dim, T* __restrict weight, T* __restrict first, T* __restrict /*second*/,
                       const T* __restrict g, Constants<T> c) {
         for (int64_t d = 0; d < dim; ++d) {
             first[d] += g[d] * g[d];
@@ -64,7 +64,7 @@ struct Adagrad {
 struct RowwiseAdagrad {
     static constexpr int kStates = 0;  // [V], not [V, D]
     template <typename T>
-    static void apply(int64_t dim, T* __restrict weight, T* __restrict first, T* __restrict second,
+    static void apply(int64_t dim, T* __restrict weight, T* __restrict first, T* __restrict /*second*/,
                       const T* __restrict g, Constants<T> c) {
         Vec<T> squares{};
         int64_t d = 0;

@@ -2,7 +2,7 @@
 // Included by *_kernels.cpp alone; internal linkage, as in simd.h.
 #pragma once
 
-#include "din_kernels/sparse_update.h"
+#include "din_kernels/arrays.h"
 #include "simd.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {

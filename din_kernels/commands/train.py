@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int, help="histories in a batch")
     parser.add_argument("--lr", type=float, help="learning rate")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="sparse-* touch only the rows of a batch")
+    parser.add_argument("--mba", type=float, help="coefficient of mini-batch aware regularization, with sparse-*")
+    parser.add_argument("--l2", type=float, help="coefficient of an L2 penalty on whole tables, without sparse-*")
     parser.add_argument("--seed", type=int, help="of initialization, order of batches, split and generated data")
     parser.add_argument("--backend", choices=backends.NAMES, help="force the backend of the activation unit")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
@@ -53,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
     given = {each.name: getattr(options, each.name, None) for each in dataclasses.fields(TrainingOptions)}
     training = TrainingOptions(**(training | {name: value for name, value in given.items() if value is not None}))
     interactions, split = load_data(options.data, training.seed, options.tuning)
+    settings |= {"sparse": True} if training.sparse else {}
     config = DINConfig.from_dict(settings, sizes_of(interactions))
     model = build(options.model, config, training.seed).to(torch.device(options.device))
     console = wide_console()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
+from din_kernels.jagged import Jagged, Padded
 from din_kernels.ops.dice import dice
 
 
@@ -15,40 +18,106 @@ class Dice(nn.Module):
         num_features: C, channels of the last dimension.
         eps: added to the variance; the paper's 1e-8.
         momentum: weight of the newest batch in the running statistics.
+        affine: learn weight and bias `[C]` of the batch norm inside the sigmoid, as DeepCTR-Torch does and the paper
+            does not.
 
     alpha `[C]` is learnable and starts at 0. In training the statistics are those of the batch's valid rows, in
     evaluation the running ones (unbiased variance, as BatchNorm); a batch without a valid row leaves them alone.
+    `from_deepctr_torch` and `from_fuxictr` continue from the modules of those libraries.
 
     Example:
         >>> y = Dice(200)(torch.randn(32, 200))
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-8, momentum: float = 0.1, device=None, dtype=None):
+    def __init__(
+        self, num_features: int, eps: float = 1e-8, momentum: float = 0.1, affine: bool = False, device=None, dtype=None
+    ):
         super().__init__()
         if num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         factory = {"device": device, "dtype": dtype}
         self.alpha = nn.Parameter(torch.zeros(num_features, **factory))
+        self.weight = nn.Parameter(torch.ones(num_features, **factory)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features, **factory)) if affine else None
         self.register_buffer("running_mean", torch.zeros(num_features, **factory))
         self.register_buffer("running_var", torch.ones(num_features, **factory))
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """x `[..., C]`, mask `[...]` bool, true where valid; returns `[..., C]`, 0 where masked out."""
+    @classmethod
+    def from_deepctr_torch(
+        cls, state: Mapping[str, torch.Tensor], eps: float = 1e-8, momentum: float = 0.1
+    ) -> Dice:  # fmt: skip
+        """From the state_dict of DeepCTR-Torch's `Dice(num_features, dim, epsilon)`: its batch norm is affine.
+
+        Args:
+            state: bn.weight, bn.bias, bn.running_mean, bn.running_var, and alpha `[C]` (dim 2) or `[C, 1]` (dim 3);
+                versions that keep alpha out of the state have it at 0.
+            eps: that module's epsilon: 1e-8, in some versions 1e-9.
+            momentum: as of its BatchNorm1d.
+        """
+        made = cls._with_statistics(state, eps, momentum, affine=True)
+        made.weight.data.copy_(state["bn.weight"])
+        made.bias.data.copy_(state["bn.bias"])
+        return made
+
+    @classmethod
+    def from_fuxictr(cls, state: Mapping[str, torch.Tensor]) -> Dice:
+        """From the state_dict of FuxiCTR's `Dice(input_dim)`: batch norm without affine, momentum 0.01, eps 1e-9.
+
+        Args:
+            state: alpha, bn.running_mean, bn.running_var, all `[C]`.
+        """
+        return cls._with_statistics(state, eps=1e-9, momentum=0.01, affine=False)
+
+    @classmethod
+    def _with_statistics(cls, state, eps, momentum, affine):
+        for name in ("bn.running_mean", "bn.running_var", *(("bn.weight", "bn.bias") if affine else ())):
+            if name not in state:
+                raise ValueError(f"state must hold {name!r}, got {', '.join(map(repr, state)) or 'none'}")
+        mean = state["bn.running_mean"]
+        made = cls(mean.shape[0], eps, momentum, affine, mean.device, mean.dtype)
+        made.running_mean.copy_(mean)
+        made.running_var.copy_(state["bn.running_var"])
+        if "alpha" in state:
+            made.alpha.data.copy_(state["alpha"].reshape(-1))
+        return made
+
+    def forward(
+        self, x: torch.Tensor | Jagged, mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor | Jagged:
+        """Activates `x`; what is padding gives 0 and counts in no statistic.
+
+        Args:
+            x: `[..., C]`; or `[B, T, C]` with lengths; or a Jagged of values `[N, C]`, which has no padding.
+            mask: `[...]` bool, true where valid.
+            lengths: `[B]`, valid rows at the start of each of B; excludes mask.
+
+        Returns:
+            As x: a tensor of its shape, or a Jagged.
+        """
+        values = x.values if isinstance(x, Jagged) else x
+        if lengths is not None:
+            if isinstance(x, Jagged) or mask is not None or x.dim() != 3:
+                shape = "a Jagged" if isinstance(x, Jagged) else f"shape {list(x.shape)}"
+                raise ValueError(f"lengths must come with x of shape [B, T, C] and no mask, got {shape}")
+            mask = Padded(x, lengths).valid()
+        elif isinstance(x, Jagged) and mask is not None:
+            raise ValueError("mask must be None with a Jagged, whose rows are all valid")
         y, mean, var, count = dice(
-            x, self.alpha, self.running_mean, self.running_var, training=self.training, eps=self.eps, mask=mask
-        )
+            values, self.alpha, self.running_mean, self.running_var, training=self.training, eps=self.eps, mask=mask,
+            weight=self.weight, bias=self.bias,
+        )  # fmt: skip
         if self.training:
             self.observe(mean, var, count)
-        return y
+        return Jagged._trusted(y, x.offsets) if isinstance(x, Jagged) else y
 
     @torch.no_grad()
     def observe(self, mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor) -> None:
         """Updates the running statistics by a batch's mean `[C]`, biased variance `[C]` and count (0-D)."""
-        unbiased = var * (count / (count - 1).clamp(min=1))
-        rate = self.momentum * (count > 0)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate.to(self.running_mean.dtype))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate.to(self.running_var.dtype))
+        unbiased = var * (count / (count - 1).clamp(min=1).to(var.dtype))
+        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running.lerp_(batch.to(running.dtype), self.momentum * (count > 0).to(running.dtype))
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+        affine = ", affine=True" if self.weight is not None else ""
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}{affine}"

@@ -14,15 +14,8 @@ from din_kernels.ops.schemas import library
 # --- implementation, fake and autograd of the registered ops ---------------------------------------------------------
 
 
-def _check_ids(ids: torch.Tensor, rows: int) -> None:
-    if checks.values_readable(ids) and ids.numel():
-        low, high = (int(bound) for bound in torch.aminmax(ids))
-        if low < 0 or high >= rows:
-            raise IndexError(f"ids must lie in 0..{rows - 1} (rows of weight), got {low}..{high}")
-
-
 def _forward(weight, ids, counts, coeff, padding_idx, sparse, backend):
-    _check_ids(ids, weight.shape[0])
+    checks.ids_within("ids", ids, weight.shape[0], "rows of weight")
     return backends.module(backend, "mba_penalty").forward(weight, ids, counts, coeff, padding_idx)
 
 
@@ -32,7 +25,8 @@ def _backward(*arguments):
 
 
 def _forward_fake(weight, ids, counts, coeff, padding_idx, sparse, backend):
-    return weight.new_empty(()), ids.new_empty(ids.shape[0], dtype=torch.int64), ids.new_empty((), dtype=torch.int64)
+    penalty = weight.new_empty((), dtype=torch.promote_types(weight.dtype, torch.float32))
+    return penalty, ids.new_empty(ids.shape[0], dtype=torch.int64), ids.new_empty((), dtype=torch.int64)
 
 
 def _backward_fake(grad, weight, unique, unique_count, counts, coeff, entries, sparse, backend):
@@ -93,7 +87,7 @@ def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
     options = {"rows": weight.shape[0], "entries": ids.shape[0]}
     backend = backends.select(backends.Request("mba_penalty", weight.device.type, weight.dtype, options))
     if backend == "reference":
-        _check_ids(ids, weight.shape[0])
+        checks.ids_within("ids", ids, weight.shape[0], "rows of weight")
         return _reference(weight, ids, counts, coeff, padding_idx, sparse)
     padding_idx = -1 if padding_idx is None else padding_idx
     return torch.ops.din_kernels.mba_penalty(weight, ids, counts, float(coeff), padding_idx, sparse, backend)[0]

@@ -46,3 +46,14 @@ library.define(
     "sparse_update(Tensor(a!)[] weights, Tensor(b!)[] states, Tensor[] ids, Tensor[] grads, Tensor?[] counts, "
     "int[] padding_idx, float[] hyper, str rule, str backend) -> ()"
 )
+
+# x [N, C]; the others [C] in fp32 at least; mask [N]; mean and var are read in evaluation. count is 0-D.
+_DICE = "Tensor x, Tensor alpha, Tensor? weight, Tensor? bias, "
+_DICE_OPTIONS = "Tensor? mask, bool training, float eps, str backend"
+library.define(
+    f"dice({_DICE} Tensor? mean, Tensor? var, {_DICE_OPTIONS}) -> (Tensor y, Tensor mean, Tensor var, Tensor count)"
+)
+library.define(
+    f"dice_backward(Tensor grad_y, {_DICE} Tensor mean, Tensor var, {_DICE_OPTIONS}) -> "
+    "(Tensor grad_x, Tensor grad_alpha, Tensor grad_weight, Tensor grad_bias)"
+)

@@ -45,17 +45,9 @@ class Table(NamedTuple):
 # --- implementation and fake of the registered op ---------------------------------------------------------------------
 
 
-def _check_ids(name: str, ids: torch.Tensor, rows: int) -> None:
-    if not checks.values_readable(ids) or not ids.numel():
-        return
-    low, high = (int(bound) for bound in torch.aminmax(ids))
-    if low < 0 or high >= rows:
-        raise IndexError(f"{name} must lie in 0..{rows - 1} (rows of weight), got {low}..{high}")
-
-
 def _update(weights, states, ids, grads, counts, padding_idx, hyper, rule, backend):
     for table, (each, weight) in enumerate(zip(ids, weights, strict=True)):
-        _check_ids(f"ids of table {table}", each, weight.shape[0])
+        checks.ids_within(f"ids of table {table}", each, weight.shape[0])
     kernels, per_table, fields = backends.module(backend, "sparse_update"), len(RULES[rule]), len(Hyper._fields)
     for table, weight in enumerate(weights):
         kernels.sparse_update(
@@ -136,7 +128,7 @@ def sparse_update(tables: list[Table], rule: str) -> None:
         })  # fmt: skip
         served.setdefault(backends.select(request), []).append(table)
     for at, table in enumerate(tables if "reference" in served or len(served) > 1 else ()):
-        _check_ids(f"ids of table {at}", table.ids, table.weight.shape[0])
+        checks.ids_within(f"ids of table {at}", table.ids, table.weight.shape[0])
     for backend, group in served.items():
         if backend == "reference":
             for t in group:

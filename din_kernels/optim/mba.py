@@ -89,10 +89,7 @@ class MBACounts:
         flat = torch.cat([each for _, each, _ in pairs]) if pairs else sample
         if not flat.numel():
             return
-        if checks.values_readable(flat):
-            low, high = (int(bound) for bound in torch.aminmax(flat))
-            if low < 0 or high >= rows:
-                raise IndexError(f"ids must lie in 0..{rows - 1} (rows of counts), got {low}..{high}")
+        checks.ids_within("ids", flat, rows, "rows of counts")
         if self.count == "samples":
             flat = torch.unique(sample * rows + flat) % rows
         self.values.index_add_(0, flat, self.values.new_ones(()).expand(flat.shape))

@@ -60,6 +60,9 @@ class SparseOptimizer(torch.optim.Optimizer):
             steps[parameter] = self.state[parameter].get("step", 0) + 1
             rule = self.rule(group)
             tables.setdefault(rule, []).append(self._table(group, parameter, rule, steps[parameter]))
+        if len(tables) > 1:  # one call checks its ids before it writes, several need this
+            for table in (table for group_tables in tables.values() for table in group_tables):
+                checks.ids_within("ids of a gradient", table.ids, table.weight.shape[0])
         for rule, group_tables in tables.items():
             sparse_update(group_tables, rule)
         for parameter, step in steps.items():

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
-from din_kernels.data import Batch, Interactions, Split, batches
+from din_kernels.data import Batch, Interactions, Samples, Split, batches, category_counts, item_counts
 from din_kernels.models import NAMES
 from din_kernels.models.base import Model
 from din_kernels.models.config import DINConfig
@@ -42,6 +43,27 @@ def build(name: str, config: DINConfig, seed: int = 0) -> Model:
         raise ValueError(f"model must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
     torch.manual_seed(seed)
     return NAMES[name](config)
+
+
+def table_counts(config: DINConfig, samples: Samples, interactions: Interactions) -> dict[str, torch.Tensor]:
+    """`[V]` per table of the config: n_j, the (history, candidate) pairs of `samples` in which id j appears.
+
+    Raises:
+        ValueError: a field other than item, category and user, or a table that several of them share.
+    """
+    count = {
+        "item": lambda: item_counts(samples, interactions, config.max_length),
+        "category": lambda: category_counts(samples, interactions, config.max_length),
+        "user": lambda: np.bincount(samples.user, minlength=interactions.n_users) * samples.candidates.shape[1],
+    }
+    groups = [config.candidate, config.profile, config.context, *map(dict, config.histories.values())]
+    field_of: dict[str, str] = {}
+    for field, table in (pair for group in groups for pair in group.items()):
+        if field not in count:
+            raise ValueError(f"mba counts the fields {', '.join(count)}, got field {field!r}")
+        if field_of.setdefault(table, field) != field:
+            raise ValueError(f"mba counts one field per table, got {field_of[table]!r} and {field!r} in {table!r}")
+    return {table: torch.from_numpy(count[field]()) for table, field in field_of.items()}
 
 
 def train_step(model: Model, optimizers: Optimizers, batch: Batch, stopwatch: Stopwatch | None = None) -> torch.Tensor:
@@ -83,7 +105,8 @@ def train(
     """
     held_out = split.validation if split.test is None else split.test
     device = next(model.parameters()).device
-    optimizers = Optimizers(model, options)
+    counts = table_counts(model.config, split.train, interactions) if options.mba else None
+    optimizers = Optimizers(model, options, counts)
     torch.manual_seed(options.seed)
     history: list[dict[str, Any]] = []
     if resume:

@@ -11,7 +11,7 @@ from typing import Any
 
 from din_kernels import checks
 
-OPTIMIZERS = ("adam", "sgd", "adagrad")
+OPTIMIZERS = ("adam", "sgd", "adagrad", "sparse-adam", "sparse-sgd", "sparse-adagrad", "sparse-rowwise-adagrad")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,13 @@ class TrainingOptions:
     Args:
         epochs: passes over the training samples.
         batch_size: histories in a batch; on Amazon each brings a positive and its negative.
-        optimizer: "adam" (with sparse tables: torch.optim.SparseAdam on them), "sgd" or "adagrad".
+        optimizer: "adam" (with sparse tables: torch.optim.SparseAdam on them), "sgd" or "adagrad", torch's; or
+            "sparse-adam", "sparse-sgd", "sparse-adagrad", "sparse-rowwise-adagrad": `din_kernels.optim` on sparse
+            tables, torch's Adam, SGD or Adagrad on the rest.
+        mba: coefficient of the mini-batch aware regularization of the tables (paper, section 5.1), with counts n_j of
+            the training samples; needs a sparse-* optimizer.
+        l2: coefficient of an L2 penalty on every row of every table in every step, as CTR libraries have it; needs
+            dense tables.
         lr: learning rate.
         lr_decay: epoch e (from 0) trains with `lr * lr_decay ** e`.
         seed: of the model's initialization, the order of batches and torch's generator.
@@ -38,6 +44,8 @@ class TrainingOptions:
     lr_decay: float = 1.0
     seed: int = 0
     eval_batch_size: int = 2048
+    mba: float = 0.0
+    l2: float = 0.0
 
     def __post_init__(self):
         checks.one_of("optimizer", self.optimizer, OPTIMIZERS)
@@ -47,6 +55,19 @@ class TrainingOptions:
         for name in ("lr", "lr_decay"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("mba", "l2"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.mba and not self.sparse:
+            known = ", ".join(name for name in OPTIMIZERS if name.startswith("sparse-"))
+            raise ValueError(f"mba needs one of the optimizers {known}, got {self.optimizer}")
+        if self.l2 and self.sparse:
+            raise ValueError(f"l2 reaches every row and needs dense tables, got optimizer {self.optimizer}")
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the optimizer is one of `din_kernels.optim`, which needs sparse tables."""
+        return self.optimizer.startswith("sparse-")
 
 
 def recipe_names() -> list[str]:

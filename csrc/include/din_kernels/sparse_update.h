@@ -1,25 +1,11 @@
 // Sparse optimizer steps with mini-batch aware regularization (DIN, section 5.1, equation 6) as plain C++.
 #pragma once
 
-#include <cstdint>
+#include "din_kernels/arrays.h"
 
 namespace din_kernels {
 
 enum class UpdateRule { kSgd, kMomentum, kNesterov, kAdagrad, kRowwiseAdagrad, kAdam };
-
-// Integers of either width: the ids of a batch.
-struct Ids {
-    const void* data;
-    bool is_int64;  // else int32
-};
-
-enum class CountType { kInt32, kInt64, kFloat, kDouble };
-
-// n_j, the training samples in which id j appears; 0 (never seen in training) counts as 1, this batch.
-struct Counts {
-    const void* data;  // [V], or null: no regularization
-    CountType type;
-};
 
 // One table. For every id j that appears, with g_j the sum of its gradients:
 //   g <- g_j + coeff w_j / n_j                    (decoupled: w_j <- w_j - lr coeff w_j / n_j instead)
@@ -28,15 +14,15 @@ struct Counts {
 //   adagrad   s += g^2;           w -= step g / (sqrt(s) + eps)      (row-wise: s += mean_d g_d^2)
 //   adam      m += (1 - beta1)(g - m);   v += (1 - beta2)(g^2 - v);   w -= step m / (sqrt(v) + eps)
 // Other rows are neither read nor written.
-template <typename T>
+template <typename S>
 struct SparseUpdateArgs {
     int64_t rows, dim, entries;  // V, D, N; V and N below 2^32
-    T* weight;                   // [V, D]
-    T* first;                    // [V, D]: b, s or m; row-wise Adagrad: [V]
-    T* second;                   // [V, D]: v
+    S* weight;                   // [V, D]
+    Wide<S>* first;              // [V, D]: b, s or m; row-wise Adagrad: [V]
+    Wide<S>* second;             // [V, D]: v
     Ids ids;                     // [N], within 0 .. V
     int64_t largest;             // at least every id, below V: less than V saves passes of the sort
-    const T* grads;              // [N, D]
+    const S* grads;              // [N, D]
     Counts counts;
     int64_t padding_idx;  // this row is never touched; -1: none
     UpdateRule rule;
@@ -46,7 +32,7 @@ struct SparseUpdateArgs {
 };
 
 // Runs on `threads` OpenMP threads; results do not depend on the number, bit for bit.
-template <typename T>
-void sparse_update(const SparseUpdateArgs<T>& args, int threads);
+template <typename S>
+void sparse_update(const SparseUpdateArgs<S>& args, int threads);
 
 }  // namespace din_kernels

@@ -34,6 +34,7 @@ Enum parse(const char* name, const std::string& value, std::initializer_list<std
 }
 
 // One per op, each in the file of the op's name.
+void bind_dice(py::module_& m);
 void bind_local_activation(py::module_& m);
 void bind_mba_penalty(py::module_& m);
 void bind_sparse_update(py::module_& m);

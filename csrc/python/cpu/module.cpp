@@ -18,6 +18,7 @@ PYBIND11_MODULE(_cpu, m) {
             return names;
         },
         "Instruction sets that this build and this processor have, widest last.");
+    python::bind_dice(m);
     python::bind_local_activation(m);
     python::bind_mba_penalty(m);
     python::bind_sparse_update(m);

@@ -4,9 +4,29 @@
 #include <string>
 
 #include "bindings.h"
-#include "din_kernels/sparse_update.h"
+#include "din_kernels/arrays.h"
 
 namespace din_kernels::python {
+
+// body(S{}) with the element type that `dtype` names.
+template <typename Body>
+auto with_dtype(const std::string& dtype, const Body& body) {
+    enum class Type { kFloat, kDouble, kBFloat16, kFloat16 };
+    switch (parse<Type>("dtype", dtype,
+                        {{"float32", Type::kFloat},
+                         {"float64", Type::kDouble},
+                         {"bfloat16", Type::kBFloat16},
+                         {"float16", Type::kFloat16}})) {
+        case Type::kDouble:
+            return body(double{});
+        case Type::kBFloat16:
+            return body(BFloat16{});
+        case Type::kFloat16:
+            return body(Float16{});
+        default:
+            return body(float{});
+    }
+}
 
 inline Ids ids_at(Address address, const std::string& type) {
     return {at<const void>(address), parse<bool>("id_type", type, {{"int32", false}, {"int64", true}})};

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from din_kernels.backends import Request
-from din_kernels.backends.cpu.sparse_update import TYPE_NAMES, counts_array
+from din_kernels.backends.cpu.sparse_update import counts_array, name_of
 from din_kernels.backends.cpu.sparse_update import refuses as _refuses
 
 
@@ -22,11 +22,12 @@ def forward(weight, ids, counts, coeff, padding_idx):
     _alive, counts_address, counts_type = counts_array(counts)
     unique = torch.empty(ids.numel(), dtype=torch.int64)
     penalty = _cpu.mba_penalty_forward(
-        weight.dtype == torch.float64, *weight.shape, ids.numel(), weight.data_ptr(), ids.data_ptr(),
-        TYPE_NAMES[ids.dtype], int(ids.max()) if ids.numel() else 0, counts_address, counts_type, coeff, padding_idx,
+        name_of(weight.dtype), *weight.shape, ids.numel(), weight.data_ptr(), ids.data_ptr(),
+        name_of(ids.dtype), int(ids.max()) if ids.numel() else 0, counts_address, counts_type, coeff, padding_idx,
         unique.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    return weight.new_tensor(penalty), unique, (unique >= 0).sum()
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return torch.tensor(penalty, dtype=wide), unique, (unique >= 0).sum()
 
 
 def backward(grad, weight, unique, unique_count, counts, coeff, entries, sparse):
@@ -41,7 +42,7 @@ def backward(grad, weight, unique, unique_count, counts, coeff, entries, sparse)
     else:
         out = torch.zeros_like(weight)
     _cpu.mba_penalty_backward(
-        weight.dtype == torch.float64, *weight.shape, unique.numel(), weight.data_ptr(), unique.data_ptr(), count,
+        name_of(weight.dtype), *weight.shape, unique.numel(), weight.data_ptr(), unique.data_ptr(), count,
         counts_address, counts_type, coeff, float(grad), not sparse, out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out

@@ -6,8 +6,13 @@ import torch
 
 from din_kernels.backends import Request
 
-DTYPES = (torch.float32, torch.float64)
-TYPE_NAMES = {torch.int32: "int32", torch.int64: "int64", torch.float32: "float32", torch.float64: "float64"}
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+COUNT_TYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """What the core calls a dtype."""
+    return str(dtype).removeprefix("torch.")
 
 
 def refuses(request: Request) -> str | None:
@@ -16,7 +21,7 @@ def refuses(request: Request) -> str | None:
     if request.device != "cpu":
         return f"its tensors must be on the CPU, got {request.device}"
     if request.dtype not in DTYPES:
-        return f"dtype must be float32 or float64, got {request.dtype}"
+        return f"dtype must be float32, float64, bfloat16 or float16, got {request.dtype}"
     if not options.get("contiguous", True):
         return "weight and states must be contiguous"
     for name in ("rows", "entries"):
@@ -29,10 +34,10 @@ def counts_array(counts: torch.Tensor | None) -> tuple[torch.Tensor | None, int,
     """Counts as the core takes them: the tensor to keep alive, its address and the name of its type."""
     if counts is None:
         return None, 0, "int64"
-    if counts.dtype not in TYPE_NAMES:
+    if counts.dtype not in COUNT_TYPES:
         counts = counts.to(torch.float32)
     counts = counts.contiguous()
-    return counts, counts.data_ptr(), TYPE_NAMES[counts.dtype]
+    return counts, counts.data_ptr(), name_of(counts.dtype)
 
 
 def sparse_update(rule, weight, states, ids, grads, counts, padding_idx, hyper) -> None:
@@ -45,8 +50,8 @@ def sparse_update(rule, weight, states, ids, grads, counts, padding_idx, hyper) 
     _alive, counts_address, counts_type = counts_array(counts if hyper.coeff else None)
     states = [*(state.data_ptr() for state in states), 0, 0]
     _cpu.sparse_update(
-        weight.dtype == torch.float64, *weight.shape, ids.numel(), weight.data_ptr(), states[0], states[1],
-        ids.data_ptr(), TYPE_NAMES[ids.dtype], int(ids.max()), grads.data_ptr(), counts_address, counts_type,
+        name_of(weight.dtype), *weight.shape, ids.numel(), weight.data_ptr(), states[0], states[1],
+        ids.data_ptr(), name_of(ids.dtype), int(ids.max()), grads.data_ptr(), counts_address, counts_type,
         padding_idx, rule, hyper.lr, hyper.step, hyper.beta1, hyper.beta2, hyper.eps, hyper.coeff,
         bool(hyper.maximize), bool(hyper.decoupled), torch.get_num_threads(),
     )  # fmt: skip

@@ -13,9 +13,22 @@ def batch_statistics(s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, (s - mean).square().mean(0)
 
 
-def pointwise(s: torch.Tensor, alpha: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, eps: float) -> torch.Tensor:
-    """y = s (alpha + (1 - alpha) p) with p = sigmoid((s - mean) / sqrt(var + eps)); s `[N, C]`, the others `[C]`."""
-    p = torch.sigmoid((s - mean) / torch.sqrt(var + eps))
+def pointwise(
+    s: torch.Tensor,  # [N, C]
+    alpha: torch.Tensor,  # [C] or [1], as the following
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    eps: float,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """y = s (alpha + (1 - alpha) p) with p = sigmoid(weight (s - mean) / sqrt(var + eps) + bias)."""
+    z = (s - mean) / torch.sqrt(var + eps)
+    if weight is not None:
+        z = weight.to(s.dtype) * z
+    if bias is not None:
+        z = z + bias.to(s.dtype)
+    p = torch.sigmoid(z)
     return s * (alpha + (1 - alpha) * p)
 
 
@@ -27,6 +40,8 @@ def dice(
     training: bool,
     eps: float,
     mask: torch.Tensor | None,  # [...] bool, true where valid
+    weight: torch.Tensor | None = None,  # [C], of an affine batch norm
+    bias: torch.Tensor | None = None,  # [C]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns y `[..., C]` (0 where masked out), mean and variance used `[C]`, and the count of valid rows (0-D)."""
     rows = x.reshape(-1, x.shape[-1])
@@ -35,11 +50,13 @@ def dice(
     wide = valid if valid.dtype == torch.float64 else valid.float()
     if training:
         mean, var = batch_statistics(wide)
-    y = pointwise(wide, alpha.to(wide.dtype), mean.to(wide.dtype), var.to(wide.dtype), eps).to(x.dtype)
+    else:
+        mean, var = mean.detach().to(wide.dtype), var.detach().to(wide.dtype)
+    y = pointwise(wide, alpha.to(wide.dtype), mean, var, eps, weight, bias).to(x.dtype)
     if mask is not None:
         y = torch.zeros_like(rows).masked_scatter(mask.reshape(-1, 1), y)
     count = torch.tensor(valid.shape[0], device=x.device)
-    return y.reshape(x.shape), mean, var, count
+    return y.reshape(x.shape), mean.detach(), var.detach(), count
 
 
 def refuses(request) -> None:

@@ -13,12 +13,13 @@ def mba_penalty(
     padding_idx: int | None,
     sparse: bool = False,
 ) -> torch.Tensor:
-    """(lambda / 2) sum over the batch's unique ids j of ||w_j||^2 / n_j, a scalar; gradient lambda w_j / n_j."""
+    """(lambda / 2) sum over the batch's unique ids j of ||w_j||^2 / n_j, fp32 at least; gradient lambda w_j / n_j."""
     unique = torch.unique(ids)
     if padding_idx is not None:
         unique = unique[unique != padding_idx]
-    n = counts[unique].to(weight.dtype).clamp(min=1)
-    rows = torch.nn.functional.embedding(unique, weight, sparse=sparse)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    n = counts[unique].to(wide).clamp(min=1)
+    rows = torch.nn.functional.embedding(unique, weight, sparse=sparse).to(wide)
     return 0.5 * coeff * (rows.square().sum(1) / n).sum()
 
 
