@@ -96,9 +96,13 @@ class Gather:
         """That of the tables."""
         return self.tables[0].device
 
-    def __len__(self) -> int:
+    @property
+    def batch_size(self) -> int:
         """U with offsets, else N."""
         return self.num_rows if self.offsets is None else self.offsets.shape[0] - 1
+
+    def __len__(self) -> int:
+        return self.batch_size
 
     def __repr__(self) -> str:
         tables = ", ".join(str(list(table.shape)) for table in self.tables)

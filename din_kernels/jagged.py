@@ -171,9 +171,13 @@ class Padded:
         made.values, made.lengths, made.mask, made.padding_side = values, lengths, mask, padding_side
         return made
 
-    def __len__(self) -> int:
+    @property
+    def batch_size(self) -> int:
         """B."""
         return self.values.shape[0]
+
+    def __len__(self) -> int:
+        return self.batch_size
 
     def valid(self) -> torch.Tensor:
         """`[B, T]` bool, true where valid."""

@@ -12,7 +12,7 @@ from din_kernels.backends import use_backend
 from din_kernels.jagged import Jagged, Padded
 from din_kernels.ops.local_activation import feature_width, local_activation
 
-LAYOUTS = ("packed", "left padded", "masked", "query_to_user")
+LAYOUTS = ("packed", "right padded", "left padded", "masked", "query_to_user")
 
 # Beside twice the reference's own error, relative to the largest entry of a tensor: 2e-6 is 16 units in the last place
 # of float32. In double there is no finer reference, so the floor is the bound: sums over some hundred rows already
@@ -58,16 +58,16 @@ def make_case(
             {"alpha": normal(w), "mean": normal(w), "var": normal(w).square() + 0.1, "eps": 1e-8, "training": False}
             for w in hidden
         ]
-    length = torch.tensor(lengths)
-    users, longest = len(lengths), max(lengths)
+    length = torch.tensor(lengths, dtype=torch.int64)
+    users, longest = len(lengths), max(lengths, default=0)
     query_to_user = (
         torch.arange(users).repeat_interleave(torch.arange(users) % 3) if layout == "query_to_user" else None
     )
     shape: dict[str, Any] = {"offsets": torch.nn.functional.pad(length.cumsum(0), (1, 0))}
     history = normal(sum(lengths), dim)
-    if layout in ("left padded", "masked"):
+    if layout in ("right padded", "left padded", "masked"):
         history = normal(users, longest, dim)
-        shape = {"lengths": length, "padding_side": "left"}
+        shape = {"lengths": length, "padding_side": layout.removesuffix(" padded")}
         if layout == "masked":
             shape = {"mask": torch.rand(users, longest, generator=generator) * longest < length[:, None]}
     queries = users if query_to_user is None else len(query_to_user)
@@ -168,10 +168,9 @@ def compared(
     dtype: torch.dtype,
 ) -> Iterator[Deviation]:  # fmt: skip
     """As `deviations`, of results at hand: a kernel's, the reference's own in `dtype` and in float64."""
+    largest_gradient = max((_max(value) for name, value in exact.items() if name.startswith("grad")), default=0.0)
     for name, expected in exact.items():
-        largest = _max(expected)
-        if name.startswith("grad") and "bias" in name:
-            largest = max(_max(value) for key, value in exact.items() if key.startswith("grad"))
+        largest = largest_gradient if name.startswith("grad") and "bias" in name else _max(expected)
         error = _max(ours[name] - expected)
         yield Deviation(name, error, 2 * _max(own[name] - expected) + FLOOR[dtype] * largest)
 

@@ -164,13 +164,13 @@ void merge_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, co
     if (!softmax) return;
     if (total != 0)
         for (int64_t d = 0; d < m.dim; ++d) pooled[d] /= total;
-    const T logsumexp = args.logsumexp[merge.query] = top + std::log(total);
+    args.logsumexp[merge.query] = top + std::log(total);
     if (merge.pair < 0) return;
     for (int64_t t = 0; t < merge.rows; ++t) {
         const int64_t position = merge.position + t;
         const bool counts = !args.row_mask || args.row_mask[args.row_index ? args.row_index[position] : position];
         T& weight = args.pair_weights[merge.pair + t];
-        weight = counts ? std::exp(weight - logsumexp) : T(0);
+        weight = counts ? std::exp(weight - top) / total : T(0);
     }
 }
 

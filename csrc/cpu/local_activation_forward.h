@@ -67,12 +67,11 @@ void finish(const Call<T>& call, const Entry& entry, Pooling<T>& p) {
     if (args.normalize == Normalize::kSoftmax) {
         if (p.total != 0)  // 0: every row is masked
             for (int64_t d = 0; d < m.dim_p; d += kLanes<T>) store(p.sum + d, load(p.sum + d) / p.total);
-        const T logsumexp = p.top + T(__builtin_log(double(p.total)));
-        args.logsumexp[entry.query] = logsumexp;
+        args.logsumexp[entry.query] = p.top + T(__builtin_log(double(p.total)));
         if (entry.pair >= 0)
             for (int64_t t = 0; t < entry.rows; ++t) {
                 T& weight = args.pair_weights[entry.pair + t];
-                weight = counts(args, entry.position + t) ? exp(splat(weight - logsumexp))[0] : T(0);
+                weight = counts(args, entry.position + t) ? exp(splat(weight - p.top))[0] / p.total : T(0);
             }
     }
     copy_values(p.sum, m.dim, args.pooled + entry.query * m.dim);

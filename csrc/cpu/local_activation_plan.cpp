@@ -20,7 +20,7 @@ Plan make_plan(int64_t queries, int64_t users, const int64_t* begin, const int64
     Plan plan;
     // Candidates in the order of their users, stable.
     std::vector<int64_t> order(queries), first(users + 1, 0);
-    if (query_to_user) {
+    if (query_to_user || queries == 0) {  // no query_to_user is an empty array too, whose address may be null
         for (int64_t i = 0; i < queries; ++i) ++first[query_to_user[i] + 1];
         std::partial_sum(first.begin(), first.end(), first.begin());
         std::vector<int64_t> next(first.begin(), first.end() - 1);

@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from din_kernels import config
 
 NAMES = ("cpu", "cuda", "triton", "reference")
@@ -28,7 +30,7 @@ class Request:
 
     op: str
     device: str
-    dtype: Any
+    dtype: torch.dtype
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -39,6 +41,8 @@ class BackendError(RuntimeError):
 @contextlib.contextmanager
 def use_backend(name: str, ops: tuple[str, ...] = OPS):
     """Within the block, serve `ops` by backend `name` ("cpu", "cuda", "triton" or "reference") or raise BackendError.
+
+    A function that torch.compile has traced keeps the backend that was in force then.
 
     Raises:
         ValueError: unknown backend or op.
@@ -105,15 +109,21 @@ def select(request: Request) -> str:
         BackendError: the backend forced by `use_backend` or DIN_KERNELS_BACKEND cannot serve it.
         ValueError: DIN_KERNELS_BACKEND names no backend.
     """
+    return _selected(request.op, request.device, request.dtype, tuple(request.options.items()))
+
+
+@torch.compiler.assume_constant_result  # torch.compile traces no ContextVar and no import
+def _selected(op: str, device: str, dtype: torch.dtype, options: tuple[tuple[str, Any], ...]) -> str:
+    request = Request(op, device, dtype, dict(options))
     forced, ops = _forced.get() or (config.forced_backend(), OPS)
-    if forced is not None and request.op in ops:
+    if forced is not None and op in ops:
         if forced not in NAMES:
             raise ValueError(f"DIN_KERNELS_BACKEND must be one of {', '.join(map(repr, NAMES))}, got {forced!r}")
         reason = refuses(forced, request)
         if reason is not None:
-            raise BackendError(f"backend {forced!r} cannot serve {request.op}: {reason}")
+            raise BackendError(f"backend {forced!r} cannot serve {op}: {reason}")
         return forced
-    for name in _PREFERENCE.get(request.device, ("reference",)):
+    for name in _PREFERENCE.get(device, ("reference",)):
         if refuses(name, request) is None:
             return name
         if name == "cpu":
@@ -125,13 +135,11 @@ def select(request: Request) -> str:
 def _warn_unavailable(name: str) -> None:
     reason = unavailable(name)
     if reason is not None:
-        warnings.warn(f"the reference serves instead of backend {name!r}: {reason}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"the reference serves instead of backend {name!r}: {reason}", RuntimeWarning, stacklevel=5)
 
 
 def capabilities(device: str = "cpu") -> list[tuple[str, str, str, str]]:
     """Rows (op, option, value, backend): which backend serves which option on this machine, other options default."""
-    import torch
-
     default = {"features": "concat", "activation": "sigmoid", "normalize": "none", "hidden_layers": 2,
                "dice_training": False, "query_to_user": False, "gather": False, "stats": "valid",
                "layout": "packed"}  # fmt: skip

@@ -26,8 +26,11 @@ def peak_bytes(prepare: Callable[[], Callable[[], Any]]) -> int | None:
 
     Args:
         prepare: makes the call, in the other process; picklable, such as a functools.partial of a module's function.
+
+    Raises:
+        RuntimeError: the call, or what makes it, fails in the other process.
     """
-    if not Path("/proc/self/clear_refs").exists():
+    if not os.access("/proc/self/clear_refs", os.W_OK):
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prepare.pickle"
@@ -36,9 +39,11 @@ def peak_bytes(prepare: Callable[[], Callable[[], Any]]) -> int | None:
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
         done = subprocess.run(
             [sys.executable, "-m", "din_kernels.benchmarking.memory", str(path)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False,
+            env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
-    return int(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    if done.returncode:
+        raise RuntimeError(f"prepare must give a call that runs in another process, got:\n{done.stderr}")
+    return int(done.stdout.splitlines()[-1])
 
 
 def _status(key: str) -> int:

@@ -18,7 +18,7 @@ def auc_per_epoch(histories: dict[str, list[dict]], path: Path) -> None:
     for name, history in histories.items():
         axes.plot([record["epoch"] for record in history], [record["user_auc"] for record in history], "o-", label=name)
     axes.set(xlabel="epoch", ylabel="user AUC, held-out", title="Attention against sum pooling")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xticks(sorted({record["epoch"] for history in histories.values() for record in history}))
     axes.legend()
     figure.savefig(path, dpi=150)
 
@@ -37,6 +37,7 @@ def speed_bars(seconds: dict[str, float], megabytes: dict[str, float | None], ti
     right.set(xlabel="peak memory above the inputs, MB")
     for axes in (left, right):
         axes.margins(x=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
     left.invert_yaxis()
     figure.savefig(path, dpi=150)
 
@@ -47,8 +48,12 @@ def attention(
     """Weights `[C, T]` of one user's behaviours for several candidates; `same [C, T]` marks a shared category."""
     figure = Figure(figsize=(max(6.0, 0.28 * len(behaviours)), 1.8 + 0.4 * len(candidates)), layout="constrained")
     axes = figure.add_subplot()
-    limit = np.abs(weights).max() or 1.0
-    image = axes.imshow(weights, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    low, high = float(weights.min()), float(weights.max())
+    if low < 0:  # weights of both signs: white is 0
+        limit = max(-low, high)
+        image = axes.imshow(weights, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    else:
+        image = axes.imshow(weights, cmap="YlOrRd", vmin=low, vmax=high, aspect="auto")
     row, column = np.nonzero(same)
     axes.plot(column, row, "k.", markersize=4)
     axes.set_xticks(range(len(behaviours)), behaviours, rotation=90, fontsize=7)

@@ -55,7 +55,7 @@ class Embeddings(nn.ModuleDict):
         """Concatenated vectors `[n, width]` of a group's fields; a row's ids are averaged, none gives 0."""
         columns = []
         for name, table in fields.items():
-            values = _field(group, name, ids)
+            values = field_of(group, name, ids)
             if isinstance(values, Jagged):
                 columns.append(self._bags(table, values.values, values.offsets, "mean"))
             else:
@@ -64,9 +64,9 @@ class Embeddings(nn.ModuleDict):
 
     def sums(self, group: str, fields: dict[str, str], ids: dict[str, Any]) -> torch.Tensor:
         """`[U, width]`: sums over each user's rows `ids["offsets"]`, gathered and added in one pass."""
-        offsets, columns = _field(group, "offsets", ids), []
+        offsets, columns = field_of(group, "offsets", ids), []
         for name, table in fields.items():
-            values = _field(group, name, ids)
+            values = field_of(group, name, ids)
             if isinstance(values, Jagged):
                 # A mean over the ids of each row, summed over rows: weight 1 / (ids in the row) on every id.
                 lengths = values.lengths()
@@ -85,7 +85,8 @@ class Embeddings(nn.ModuleDict):
         )  # fmt: skip
 
 
-def _field(group: str, name: str, ids: dict[str, Any]):
+def field_of(group: str, name: str, ids: dict[str, Any]):
+    """Field `name` of a group of the batch, or a ValueError that names both."""
     if name not in ids:
         raise ValueError(f"{group} must hold field {name!r}, got {', '.join(map(repr, ids)) or 'none'}")
     return ids[name]

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from din_kernels.data.batches import Batch
+from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged
-from din_kernels.models.base import Model, inputs_of
+from din_kernels.models.base import Model, field_of, inputs_of
 from din_kernels.models.config import DINConfig
 from din_kernels.nn.local_activation import LocalActivationUnit
 
@@ -20,7 +21,8 @@ class DIN(Model):
     Args:
         config: fields, tables and sizes.
 
-    A history is embedded once and shared by all its candidates; it is packed, never padded.
+    A history is packed, never padded, and shared by all its candidates; the unit reads it from the tables by id, so
+    that its `[N, D]` vectors are never written out.
 
     Example:
         >>> model = DIN(DINConfig.default(n_items=100, n_categories=5, dim=8))
@@ -47,19 +49,30 @@ class DIN(Model):
             for unit in self.units.values():
                 nn.init.ones_(unit.linears[-1].bias)
 
-    def _history(self, name: str, inputs: dict[str, Any]) -> Jagged:
-        ids = inputs["histories"][name]
-        values = self.embeddings.vectors(f"histories[{name!r}]", dict(self.config.histories[name]), ids)
-        return Jagged(values, ids["offsets"])
+    def _history(self, name: str, inputs: dict[str, Any]) -> Gather | Jagged:
+        """Rows by id, which the unit fetches itself; copied out where a behaviour has several ids of one field."""
+        group, ids = f"histories[{name!r}]", inputs["histories"][name]
+        fields = dict(self.config.histories[name])
+        offsets = field_of(group, "offsets", ids)
+        columns = [field_of(group, each, ids) for each in fields]
+        if any(isinstance(each, Jagged) for each in columns):
+            return Jagged(self.embeddings.vectors(group, fields, ids), offsets)
+        tables = [self.embeddings[table].weight for table in fields.values()]
+        return Gather(columns, tables, offsets, sparse=self.config.sparse)
 
     def interests(self, inputs: dict[str, Any], candidate: torch.Tensor) -> list[torch.Tensor]:
         """`[Q, D]` per history, each candidate's own."""
         histories = [self._history(name, inputs) for name in self.config.histories]
-        query, *values = self._enter("unit", "embedding", candidate, *(history.values for history in histories))
+        copied = [history.values for history in histories if isinstance(history, Jagged)]
+        query, *copied = self._enter("unit", "embedding", candidate, *copied)
+        rows = iter(copied)
         return [
-            unit(query, Jagged(rows, history.offsets), query_to_user=inputs.get("query_to_user"))
-            for unit, rows, history in zip(self.units.values(), values, histories, strict=True)
-        ]
+            unit(
+                query, Jagged(next(rows), history.offsets) if isinstance(history, Jagged) else history,
+                query_to_user=inputs.get("query_to_user"),
+            )
+            for unit, history in zip(self.units.values(), histories, strict=True)
+        ]  # fmt: skip
 
     @torch.no_grad()
     def predict_weights(self, batch: Batch | dict[str, Any], history: str | None = None) -> Jagged:

@@ -114,10 +114,9 @@ class Dice(nn.Module):
     @torch.no_grad()
     def observe(self, mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor) -> None:
         """Updates the running statistics by a batch's mean `[C]`, biased variance `[C]` and count (0-D)."""
-        unbiased = var * (count / (count - 1).clamp(min=1))
-        rate = self.momentum * (count > 0)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate.to(self.running_mean.dtype))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate.to(self.running_var.dtype))
+        unbiased = var * (count / (count - 1).clamp(min=1).to(var.dtype))
+        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running.lerp_(batch.to(running.dtype), self.momentum * (count > 0).to(running.dtype))
 
     def extra_repr(self) -> str:
         affine = ", affine=True" if self.weight is not None else ""

@@ -119,7 +119,7 @@ class LocalActivationUnit(nn.Module):
             checks.is_tensor("query", query, (2, 3), "[B, D], [B, 1, D] or [B, C, D]")
             shape = query.shape
             if query.dim() == 3:
-                query, query_to_user = _flattened(query, len(history), query_to_user)
+                query, query_to_user = _flattened(query, history.batch_size, query_to_user)
         result = attend(
             query, history, [layer.weight for layer in self.linears], [layer.bias for layer in self.linears],
             features=self.features, activation=self.activation, activation_params=self._activation_params(),

@@ -51,7 +51,7 @@ def rows_of(history: Jagged | Padded | Gather, padded_statistics: bool = False) 
         return Rows(source, begin, history.mask.sum(1), (begin.unsqueeze(1) + order).flatten(), None, width)
     if history.lengths is None:
         return Rows(source, begin, torch.full_like(begin, width), None, None, width)
-    length = history.lengths.to(torch.int64)
+    length = history.lengths.to(torch.int64).contiguous()
     return Rows(source, begin if history.padding_side == "right" else begin + width - length, length, None, None, width)
 
 
@@ -75,7 +75,7 @@ def weights_in_layout(pair_weights, history, layout: Rows, pair_begin, query_to_
     if layout.width is not None:
         weights = pair_weights.view(queries, layout.width)
         if layout.row_index is not None:
-            column = layout.row_index.view(-1, layout.width) - layout.begin.unsqueeze(1)
+            column = layout.row_index.view(len(layout.begin), layout.width) - layout.begin.unsqueeze(1)
             column = column if query_to_user is None else column[query_to_user]
             weights = torch.zeros_like(weights).scatter(1, column, weights)
         return weights
@@ -90,14 +90,16 @@ def in_autocast_dtype(query, history):
 
     Weights are left alone, since kernels compute in fp32; float64 is never lowered.
     """
+    if not isinstance(query, (torch.Tensor, Gather)):
+        return query, history  # check_rows says so
     device = query.device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return query, history
     stored = next((each.dtype for each in (query, history) if isinstance(each, Gather)), None)
     dtype = stored or torch.get_autocast_dtype(device)
 
     def lowered(rows: torch.Tensor) -> torch.Tensor:
-        return rows if rows.dtype == torch.float64 else rows.to(dtype)
+        return rows.to(dtype) if rows.is_floating_point() and rows.dtype != torch.float64 else rows
 
     if isinstance(query, torch.Tensor):
         query = lowered(query)
@@ -123,18 +125,18 @@ def check_rows(query, history, query_to_user) -> None:
     if isinstance(history, Gather):
         if history.offsets is None:
             raise ValueError("history must be a Gather with offsets, got one without")
-        values, users = history, len(history)
+        values, users = history, history.batch_size
         if history.width != dim:
             raise ValueError(f"history must have tables of width {dim} together (D of query), got {history.width}")
     else:
         values, trailing = history.values, 1 if isinstance(history, Jagged) else 2
-        users = len(history) if isinstance(history, Jagged) else values.shape[0]
+        users = history.batch_size
         if values.dim() != trailing + 1 or values.shape[-1] != dim:
             expected = f"[N, {dim}]" if trailing == 1 else f"[B, T, {dim}]"
             raise ValueError(f"history must have shape {expected} (D of query), got {list(values.shape)}")
     checks.same_dtype("history", values, "query", query)
     checks.same_device("history", values, "query", query)
-    queries = len(query)
+    queries = query.num_rows if isinstance(query, Gather) else query.shape[0]
     if query_to_user is None:
         if queries != users:
             raise ValueError(

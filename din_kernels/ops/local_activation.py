@@ -107,7 +107,8 @@ def attend(
     layout = rows_of(history, padded_statistics=stats == "padded" and bool(dice_training))
     if query_to_user is not None:
         query_to_user = query_to_user.to(torch.int64).contiguous()
-    queries, source = len(query), source_of(query)
+    source = source_of(query)
+    queries = rows_in(*source)
     pair_begin, pairs = None, 0
     if return_weights:
         rows = rows_in(*layout.source)
@@ -130,6 +131,9 @@ def attend(
     else:
         keys = {"prelu": ("slope",), "dice": ("alpha",) if dice_training else ("alpha", "mean", "var")}
         flat = [layer[key] for layer in params for key in keys.get(activation, ())]
+        if activation == "dice":  # kernels take parameters of one size; here each is [H] or [1]
+            widths = [bias.shape[0] for bias in biases[:-1] for _ in keys["dice"]]
+            flat = [value.expand(width) for value, width in zip(flat, widths, strict=True)]
         eps = [float(layer["eps"]) for layer in params] if activation == "dice" else []
         gathers = [each for each in (query, history) if isinstance(each, Gather)]
         pooled, _, pair_weights, batch = torch.ops.din_kernels.local_activation(

@@ -1,0 +1,207 @@
+"""Writes the tables of README.md and docs/performance.md and the plot in docs/images from benchmarks/results.
+
+A table stands between `<!-- table: name -->` and `<!-- end -->`. With --check nothing is written, and the exit status
+is 1 when a table differs from the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from din_kernels.benchmarking import harness
+from din_kernels.benchmarking.local_activation import BUCKETED, COMPILED, COPIES, EAGER, FOLDED, FUSED
+from din_kernels.benchmarking.shapes import CPU_SHAPES
+
+PAGES = ("README.md", "docs/performance.md")
+PLOT = "docs/images/speed.png"
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def of(results: list[dict[str, Any]], benchmark: str) -> list[dict[str, Any]]:
+    """The results of one benchmark, house shapes in their order."""
+    order = {name: at for at, name in enumerate(CPU_SHAPES)}
+    found = [each for each in results if each["benchmark"] == benchmark]
+    return sorted(found, key=lambda each: (order.get(each["case"], len(order)), each["case"]))
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def caption(found: list[dict[str, Any]]) -> str:
+    """Command, machine, versions, commits and dates of results."""
+
+    def values(key: str) -> str:
+        return ", ".join(dict.fromkeys(each["machine"][key] for each in found))
+
+    commands = dict.fromkeys(re.sub(r" --save.*| --seconds \S+", "", each["command"]) for each in found)
+    script = next(iter(commands)).split()[1]
+    return (
+        f"`python {script}`, {values('cpu')}, {values('cores')} cores, {values('instruction set').split(' ')[0]}, "
+        f"{values('threads')} threads, torch {values('torch')}, {values('date')}, commit {values('commit')}\n"
+    )
+
+
+def by_variant(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["variant"]: row for row in result["rows"]}
+
+
+def milliseconds(row: dict[str, Any] | None) -> str:
+    """Medians: forward / forward + backward."""
+    return "" if row is None else " / ".join(_digits(row[f"{what}_ms"][1]) for what in ("forward", "both"))
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _ratios(row: dict[str, Any]) -> str:
+    return " / ".join(f"{row[f'{what}_ratio']:.1f}x" for what in ("forward", "both"))
+
+
+def unit(found: list[dict[str, Any]]) -> str:
+    """Milliseconds forward / forward + backward, and ratios."""
+    rows = []
+    for result in found:
+        variants, shape = by_variant(result), result["shape"]
+        ours = variants[FUSED]
+        rows.append([
+            f"`{result['case']}`, D={shape['D']}", milliseconds(variants.get(EAGER)),
+            milliseconds(variants.get(COMPILED)), milliseconds(variants.get(FOLDED)), f"**{milliseconds(ours)}**",
+            _ratios(variants[COMPILED]), _ratios(variants[FOLDED]),
+            f"{ours['forward_share']:.2f} / {ours['both_share']:.2f}",
+        ])  # fmt: skip
+    heads = ["shape", "padded, eager", "padded, torch.compile", "folded by hand, compiled", "fused",
+             "over compiled", "over folded", "share of sgemm"]  # fmt: skip
+    return markdown(heads, rows)
+
+
+def peers(found: list[dict[str, Any]]) -> str:
+    """The peers that only some shapes have."""
+    rows = []
+    for result in found:
+        variants = by_variant(result)
+        for name in (BUCKETED, COPIES):
+            if name in variants:
+                rows.append([f"`{result['case']}`", name, milliseconds(variants[name]), milliseconds(variants[FUSED]),
+                             _ratios(variants[name])])  # fmt: skip
+    return markdown(["shape", "peer", "peer, ms", "fused, ms", "fused is faster"], rows)
+
+
+def memory(found: list[dict[str, Any]]) -> str:
+    """Megabytes beyond inputs and outputs."""
+    rows = [
+        [f"`{each['case']}`", *(f"{value:.1f}" for value in each["memory_mb"].values())]
+        for each in found
+        if each["memory_mb"]
+    ]
+    return markdown(
+        ["shape", "peak, MB", "allowed: 1.5 history + 16 MiB", "smallest buffer of [B, T, 4D] or [N, H]"], rows
+    )
+
+
+def plain(found: list[dict[str, Any]]) -> str:
+    """A benchmark's rows as they are."""
+    rows = [row for each in found for row in each["rows"]]
+    cells = [[_cell(key, value) for key, value in row.items()] for row in rows]
+    return markdown(list(rows[0]), cells)
+
+
+def _cell(key: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if key in ("loss", "auc", "user_auc"):
+        return f"{value:.4f}"
+    if key.startswith("share"):
+        return f"{value:.2f}"
+    if key == "ours is":
+        return f"{value:.1f}x"
+    return _digits(value) if value >= 10 else f"{value:.2f}"
+
+
+# name in the pages -> (benchmark, how its results become a table)
+TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
+    "unit": ("local_activation", unit),
+    "peers": ("local_activation", peers),
+    "memory": ("local_activation", memory),
+    "history_length": ("history_length", plain),
+    "call_overhead": ("call_overhead", plain),
+    "training_time": ("training_time", plain),
+    "training_accuracy": ("training_accuracy", plain),
+}
+
+
+def filled(text: str, results: list[dict[str, Any]]) -> str:
+    """A page with its tables from the results."""
+
+    def table(match: re.Match) -> str:
+        benchmark, make = TABLES[match[2]]
+        found = of(results, benchmark)
+        return f"{match[1]}{make(found)}\n{caption(found)}{match[3]}" if found else match[0]
+
+    return MARKED.sub(table, text)
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Forward and backward per shape and variant, as bars on a logarithmic axis."""
+    matplotlib.use("Agg")
+    names = {
+        EAGER: ("padded, eager", "#c9ced6"), COMPILED: ("padded, torch.compile", "#8d99ae"),
+        FOLDED: ("folded by hand, torch.compile", "#5c677d"), FUSED: ("din_kernels", "#e07a1f"),
+    }  # fmt: skip
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    at = np.arange(len(found))
+    for offset, (name, (label, color)) in enumerate(names.items()):
+        values = [by_variant(each)[name]["both_ms"][1] for each in found]
+        bars = axes.bar(at + (offset - 1.5) * 0.21, values, 0.2, label=label, color=color)
+        if name == FUSED:
+            ratios = [by_variant(each)[COMPILED]["both_ratio"] for each in found]
+            axes.bar_label(bars, [f"{ratio:.0f}x" for ratio in ratios], padding=2, fontsize=9, fontweight="bold")
+    axes.set_xticks(at, [f"{each['case']}\nD={each['shape']['D']}" for each in found], fontsize=8)
+    axes.set(yscale="log", ylabel="ms, forward + backward")
+    axes.set_title("Local activation unit on a 2-core CPU; label: times faster than torch.compile", fontsize=10)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.margins(x=0.02, y=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, ncols=4, loc="upper left", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    options = parser.parse_args()
+    results = list(harness.load().values())
+    stale = []
+    for page in PAGES:
+        path = harness.ROOT / page
+        text = path.read_text()
+        new = filled(text, results)
+        if new != text:
+            stale.append(page)
+            if not options.check:
+                path.write_text(new)
+    if options.check:
+        print("\n".join(f"{page}: a table differs from benchmarks/results" for page in stale))
+        return 1 if stale else 0
+    plot(of(results, "local_activation"), harness.ROOT / PLOT)
+    print(f"written: {', '.join([*stale, PLOT])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""What the tests share: the backends to hold to the reference, and a hypothesis profile without chance."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from din_kernels import backends
+from din_kernels.commands.check import DEVICE
+
+# Every backend with kernels that this machine runs; each claim about a kernel is made of each of them.
+KERNELS = [name for name in DEVICE if backends.unavailable(name) is None]
+
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, max_examples=40, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # ours are names and modes that no example changes
+)  # fmt: skip
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(params=KERNELS)
+def backend(request) -> str:
+    """Name of a backend under test."""
+    return request.param
+
+
+@pytest.fixture
+def device(backend) -> str:
+    """Device of the tensors that `backend` serves."""
+    return DEVICE[backend]
