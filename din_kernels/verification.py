@@ -10,8 +10,9 @@ import torch
 
 from din_kernels.backends import use_backend
 from din_kernels.jagged import Jagged, Padded
-from din_kernels.ops.local_activation import feature_width, local_activation
+from din_kernels.ops.local_activation import ACTIVATIONS, feature_width, local_activation
 
+ACTIVATION_CASES = (*ACTIVATIONS, "dice in training")
 LAYOUTS = ("packed", "right padded", "left padded", "masked", "query_to_user")
 
 # Beside twice the reference's own error, relative to the largest entry of a tensor: 2e-6 is 16 units in the last place
@@ -42,7 +43,10 @@ def make_case(
     features: str, activation: str, normalize: str, layout: str, dim: int = 19, hidden: tuple[int, ...] = (24, 9),
     lengths: tuple[int, ...] = (0, 1, 7, 3, 0, 33, 16, 101, 2, 0), seed: int = 0,
 ) -> Case:  # fmt: skip
-    """Ragged histories, empty ones among them, and a width that no vector length divides."""
+    """Ragged histories, empty ones among them, and a width that no vector length divides.
+
+    activation: one of `ACTIVATION_CASES`; "dice in training" takes batch statistics.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -53,9 +57,11 @@ def make_case(
     params: list[dict[str, Any]] = [{} for _ in hidden]
     if activation == "prelu":
         params = [{"slope": normal(width)} for width in hidden]
-    if activation == "dice":
+    training = activation == "dice in training"
+    if training or activation == "dice":
+        activation = "dice"
         params = [
-            {"alpha": normal(w), "mean": normal(w), "var": normal(w).square() + 0.1, "eps": 1e-8, "training": False}
+            {"alpha": normal(w), "mean": normal(w), "var": normal(w).square() + 0.1, "eps": 1e-8, "training": training}
             for w in hidden
         ]
     length = torch.tensor(lengths, dtype=torch.int64)

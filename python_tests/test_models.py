@@ -177,7 +177,7 @@ def test_weights_are_one_jagged_row_per_candidate_and_pool_to_the_interest():
     candidate = model.embeddings.vectors("candidate", model.config.candidate, inputs["candidate"])
     pooled = model.interests(inputs, candidate)[0]
     history = model._history("behaviours", inputs)
-    rows = history.values[history.offsets[3] : history.offsets[4]]
+    rows = history.rows()[history.offsets[3] : history.offsets[4]]
     torch.testing.assert_close(pooled[6], weights.values[weights.offsets[6] : weights.offsets[7]] @ rows)
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import din_kernels as dk
-from din_kernels.ops.local_activation import ACTIVATIONS, FEATURES, NORMALIZATIONS
+from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
 from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
-from din_kernels.verification import make_case, results
+from din_kernels.verification import ACTIVATION_CASES, make_case, results
 
-OPTIONS = [(f, a, n) for f in FEATURES for a in (*ACTIVATIONS, "dice in training") for n in NORMALIZATIONS]
+OPTIONS = [(f, a, n) for f in FEATURES for a in ACTIVATION_CASES for n in NORMALIZATIONS]
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +27,8 @@ def numpy(value):
     return value.detach().numpy() if isinstance(value, torch.Tensor) else value
 
 
-def case_of(features, activation, normalize, layout="query_to_user", **sizes):
-    case = make_case(features, activation.removesuffix(" in training"), normalize, layout, dim=5, **sizes)
-    for params in case.params if activation == "dice in training" else ():
-        params["training"] = True
-    return case
+def case_of(features, activation, normalize, **sizes):
+    return make_case(features, activation, normalize, "query_to_user", dim=5, **sizes)
 
 
 def unit_of(case) -> oracle.Unit:

@@ -19,8 +19,8 @@ from rich.table import Column, Table
 
 from din_kernels import backends, verification
 from din_kernels.commands.console import wide_console
-from din_kernels.ops.local_activation import ACTIVATIONS, FEATURES, NORMALIZATIONS
-from din_kernels.verification import LAYOUTS
+from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
+from din_kernels.verification import ACTIVATION_CASES, LAYOUTS
 
 DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 
@@ -87,7 +87,7 @@ def check_backend(name: str, seed: int = 0, quick: bool = False) -> Iterator[Row
     layouts = ("packed", "query_to_user") if quick else LAYOUTS
     for dtype in dtypes[:2] if quick else dtypes:
         for features in FEATURES:
-            for activation in ACTIVATIONS:
+            for activation in ACTIVATION_CASES:
                 yield _row(name, dtype, features, activation, layouts, seed)
 
 

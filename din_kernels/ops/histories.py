@@ -45,7 +45,7 @@ def rows_of(history: Jagged | Padded | Gather, padded_statistics: bool = False) 
     source = source_of(history.values.reshape(batch * width, *history.values.shape[2:]))
     begin = torch.arange(batch, device=history.values.device) * width
     if padded_statistics:
-        return Rows(source, begin, torch.full_like(begin, width), None, history.valid().reshape(-1), width)
+        return Rows(source, begin, torch.full_like(begin, width), None, history.valid().reshape(-1).contiguous(), width)
     if history.mask is not None:
         order = torch.argsort(history.mask.logical_not().to(torch.uint8), dim=1, stable=True)
         return Rows(source, begin, history.mask.sum(1), (begin.unsqueeze(1) + order).flatten(), None, width)

@@ -131,9 +131,6 @@ def attend(
     else:
         keys = {"prelu": ("slope",), "dice": ("alpha",) if dice_training else ("alpha", "mean", "var")}
         flat = [layer[key] for layer in params for key in keys.get(activation, ())]
-        if activation == "dice":  # kernels take parameters of one size; here each is [H] or [1]
-            widths = [bias.shape[0] for bias in biases[:-1] for _ in keys["dice"]]
-            flat = [value.expand(width) for value, width in zip(flat, widths, strict=True)]
         eps = [float(layer["eps"]) for layer in params] if activation == "dice" else []
         gathers = [each for each in (query, history) if isinstance(each, Gather)]
         pooled, _, pair_weights, batch = torch.ops.din_kernels.local_activation(
