@@ -96,12 +96,15 @@ def test_train_takes_backend_recipe_and_options(small_data, tmp_path):
     assert run("train", "--recipe", "paper", "--lr", 0.1, "--backend", "reference", "--output", output) == 0
     assert len(json.loads(output.read_text())) == 1
     assert run("train", "--model", "embedding-mlp", "--optimizer", "adagrad", "--epochs", 1) == 0
+    assert run("train", "--optimizer", "sparse-adagrad", "--mba", 0.01, "--epochs", 1) == 0
+    assert run("train", "--optimizer", "adagrad", "--l2", 1e-5, "--epochs", 1) == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("train", "--data", "/no/such/path"), "path must exist"),
+        (("train", "--mba", 0.1, "--optimizer", "adam"), "mba needs one of the optimizers sparse-adam"),
         (("train", "--recipe", "unheard"), "config must be a file or one of"),
         (("train", "--recipe", "paper", "--config", "x.json"), "exclude each other"),
         (("train", "--epochs", "-1"), "epochs must be at least 0"),

@@ -87,25 +87,16 @@ void partial(const UpdateCall<S>& call, int64_t block) {
     sum_entries<-1>(call, from, to, call.partials + block * call.args->dim);
 }
 
-// Sign and regularizer of g [D], then the rule, on a row of weights in Wide<S>.
+// The rule on a row of weights in Wide<S>, given the sum g [D] of its gradients.
 template <typename Rule, typename S, typename T>
 inline void update_weights(const SparseUpdateArgs<S>& a, int64_t id, T* __restrict weight, T* __restrict g) {
-    if (a.maximize)
-        for (int64_t d = 0; d < a.dim; ++d) g[d] = -g[d];
-    if (a.counts.data) {
-        const double decay = a.coeff / count_of(a.counts, id);
-        if (a.decoupled) {
-            const T shrink = T(a.lr * decay);
-            for (int64_t d = 0; d < a.dim; ++d) weight[d] -= shrink * weight[d];
-        } else {
-            const T pull = T(decay);
-            for (int64_t d = 0; d < a.dim; ++d) g[d] += pull * weight[d];
-        }
-    }
+    const double decay = a.counts.data ? a.coeff / count_of(a.counts, id) : 0;
+    Constants<T> constants{T(a.step), T(a.beta1), T(a.beta2), T(a.eps), T(a.maximize ? -1 : 1), T(decay), T(1)};
+    if (a.decoupled) constants.pull = 0, constants.keep = T(1 - a.lr * decay);
     const int64_t state = Rule::kStates == 0 ? id : id * a.dim;
     T* first = a.first ? a.first + state : nullptr;
     T* second = a.second ? a.second + state : nullptr;
-    Rule::apply(a.dim, weight, first, second, g, Constants<T>{T(a.step), T(a.beta1), T(a.beta2), T(a.eps)});
+    Rule::apply(a.dim, weight, first, second, g, constants);
 }
 
 // scratch [2, D]: the sum of the gradients, and room for a row of narrow weights.

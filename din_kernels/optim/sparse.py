@@ -12,7 +12,11 @@ from din_kernels.optim.mba import MBA
 
 
 class SparseOptimizer(torch.optim.Optimizer):
-    """What the sparse optimizers share. A subclass names the rule of a group, its states and its numbers."""
+    """What the sparse optimizers share. A subclass names the rule of a group, its states and its numbers.
+
+    A gradient may hold a row any number of times, and a table may be used several times in a step: torch appends one
+    use's gradient to the other's. On a CPU it cannot do so in fp16 or bf16; such a table is used once in a step.
+    """
 
     state_names: tuple[str, ...] = ()
 
