@@ -87,6 +87,30 @@ def unit(found: list[dict[str, Any]]) -> str:
     return markdown(heads, rows)
 
 
+# Asked for: times faster than the compiled padded unit, forward and forward + backward.
+TARGETS = {
+    "uniform100": (10, 7), "uniform100_d64": (8, 5), "full100": (6, 3.5), "real": (40, 25), "industrial": (15, 12),
+    "long": (6.5, 5),
+}  # fmt: skip
+
+
+def targets(found: list[dict[str, Any]]) -> str:
+    """What was aimed at and what came."""
+    rows = []
+    for result in found:
+        if result["case"] in TARGETS:
+            row, asked = by_variant(result)[COMPILED], TARGETS[result["case"]]
+            missed = [
+                what
+                for what, name, target in zip(("forward", "backward"), ("forward", "both"), asked, strict=True)
+                if row[f"{name}_ratio"] < target
+            ]
+            rows.append(
+                [f"`{result['case']}`", f"{asked[0]}x / {asked[1]}x", _ratios(row), ", ".join(missed) or "none"]
+            )
+    return markdown(["shape", "aim", "reached", "missed"], rows)
+
+
 def peers(found: list[dict[str, Any]]) -> str:
     """The peers that only some shapes have."""
     rows = []
@@ -133,6 +157,7 @@ def _cell(key: str, value: Any) -> str:
 # name in the pages -> (benchmark, how its results become a table)
 TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "unit": ("local_activation", unit),
+    "targets": ("local_activation", targets),
     "peers": ("local_activation", peers),
     "memory": ("local_activation", memory),
     "history_length": ("history_length", plain),

@@ -42,6 +42,6 @@ struct DiceKernels {
     void (*backward)(const DiceCall<S>&, int64_t block);
 };
 
-DIN_KERNELS_TABLES(DiceKernels, dice_kernels)
+DIN_KERNELS_TABLES(KernelTable<DiceKernels>, dice_kernels)
 
 }  // namespace din_kernels::cpu

@@ -1,4 +1,4 @@
-// Kernels of one op for every element type: each ISA exports one table of them.
+// Kernels of one op for every type: each ISA exports one table of them.
 #pragma once
 
 #include <type_traits>
@@ -8,6 +8,7 @@
 
 namespace din_kernels::cpu {
 
+// For every element type that memory holds.
 template <template <typename> class Kernels>
 struct KernelTable {
     Kernels<float> of_float;
@@ -28,6 +29,21 @@ struct KernelTable {
     }
 };
 
+// For every type that kernels compute in.
+template <template <typename> class Kernels>
+struct ArithmeticTable {
+    Kernels<float> of_float;
+    Kernels<double> of_double;
+
+    template <typename T>
+    const Kernels<T>& of() const {
+        if constexpr (std::is_same_v<T, float>)
+            return of_float;
+        else
+            return of_double;
+    }
+};
+
 }  // namespace din_kernels::cpu
 
 // Declares table `name` of every ISA, and name_here(): that of the ISA which this process runs.
@@ -43,6 +59,7 @@ struct KernelTable {
 #else
 #define DIN_KERNELS_TABLE_AVX512(name)
 #endif
+<<<<<<< HEAD
 #define DIN_KERNELS_TABLES(Kernels, name)                               \
     namespace baseline {                                                \
     extern const KernelTable<Kernels> name;                             \
@@ -58,4 +75,21 @@ struct KernelTable {
         DIN_KERNELS_TABLE_AVX2(name)                                    \
         DIN_KERNELS_TABLE_AVX512(name)                                  \
         return baseline::name;                                          \
+=======
+#define DIN_KERNELS_TABLES(Table, name)                  \
+    namespace baseline {                                 \
+    extern const Table name;                             \
+    }                                                    \
+    namespace avx2 {                                     \
+    extern const Table name;                             \
+    }                                                    \
+    namespace avx512 {                                   \
+    extern const Table name;                             \
+    }                                                    \
+    [[maybe_unused]] static const Table& name##_here() { \
+        [[maybe_unused]] const Isa isa = active_isa();   \
+        DIN_KERNELS_CASE_AVX2(name)                      \
+        DIN_KERNELS_CASE_AVX512(name)                    \
+        return baseline::name;                           \
+>>>>>>> main
     }

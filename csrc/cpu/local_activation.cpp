@@ -8,15 +8,12 @@
 #include <vector>
 
 #include "buffer.h"
-#include "dispatch.h"
 #include "local_activation_call.h"
 #include "local_activation_pack.h"
 #include "parallel.h"
 
 namespace din_kernels::cpu {
 namespace {
-
-DIN_KERNELS_SELECT(Kernels, local_activation)
 
 // Weight gradients of all blocks together; fewer than 8 blocks would leave threads idle.
 constexpr int64_t kGradientBytes = 12 << 20, kMinBlocks = 8, kMaxBlocks = 64;
@@ -34,7 +31,7 @@ template <typename T>
 class Run {
  public:
     const LocalActivationArgs<T>& args;
-    const Kernels<T>& kernels = select_kernels<T>();
+    const Kernels<T>& kernels = local_activation_kernels_here().of<T>();
     const Plan plan;
     const int64_t blocks;
     const int threads;

@@ -51,13 +51,14 @@ void score_gradients(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, 
     for (int64_t t = 0; t < rows; ++t) dscores[t] -= scores[t] * share;
 }
 
-// out[width] += column sums of x[rows, width]
+// out[width] += column sums of x[rows, width]. The tile is added up first: a running sum over all pairs would lose
+// more.
 template <typename T>
 inline void add_columns(const T* x, int64_t rows, int64_t width, T* out) {
     for (int64_t j = 0; j < width; j += kLanes<T>) {
-        Vec<T> total = load(out + j);
+        Vec<T> total = {};
         for (int64_t i = 0; i < rows; ++i) total += load(x + i * width + j);
-        store(out + j, total);
+        store(out + j, load(out + j) + total);
     }
 }
 
@@ -240,7 +241,7 @@ void backward_block(const Call<T>& call, const Block<T>& block, int only, const 
         for (int64_t x = 0; x < count * h1; ++x) w.dc[x] = 0;
         for (int64_t x = 0; x < count * m.dim_p; ++x) w.dq[x] = 0;
         for (int64_t i = 0; i < count; ++i)
-            if (call.plan->entries[chunk + i].rows >= fold_from(args))
+            if (call.plan->entries[chunk + i].rows >= w.fold_from)
                 backward_folded(call, block, chunk + i, i, only, w, grads);
         flat_tiles(call, chunk, count, w, [&](const Stretch* stretches, int64_t used, int64_t rows) {
             backward_flat(call, chunk, stretches, used, rows, only, w, grads);

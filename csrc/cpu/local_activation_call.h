@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "din_kernels/local_activation.h"
+#include "kernel_table.h"
 #include "local_activation_plan.h"
 
 namespace din_kernels::cpu {
@@ -101,17 +102,6 @@ struct Kernels {
     void (*write_history_grad)(const LocalActivationArgs<T>&, int64_t row, const T* from);
 };
 
-namespace baseline {
-extern const Kernels<float> local_activation_float;
-extern const Kernels<double> local_activation_double;
-}  // namespace baseline
-namespace avx2 {
-extern const Kernels<float> local_activation_float;
-extern const Kernels<double> local_activation_double;
-}  // namespace avx2
-namespace avx512 {
-extern const Kernels<float> local_activation_float;
-extern const Kernels<double> local_activation_double;
-}  // namespace avx512
+DIN_KERNELS_TABLES(ArithmeticTable<Kernels>, local_activation_kernels)
 
 }  // namespace din_kernels::cpu

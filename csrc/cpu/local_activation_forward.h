@@ -92,7 +92,7 @@ void forward_block(const Call<T>& call, const Block<T>& block) {
     for_chunks(call, block, w, [&](int64_t chunk, int64_t count) {
         for (int64_t i = 0; i < count; ++i) {
             const Entry& entry = call.plan->entries[chunk + i];
-            if (entry.rows < fold_from(args)) continue;
+            if (entry.rows < w.fold_from) continue;
             start(m, pooling);
             folded_tiles(call, block, chunk + i, i, w, [&](int64_t t, const T* tile, int64_t rows) {
                 mlp_forward(args, m, rows, w);
@@ -104,7 +104,7 @@ void forward_block(const Call<T>& call, const Block<T>& block) {
             mlp_forward(args, m, rows, w);
             for (int64_t s = 0; s < used; ++s) {
                 const Entry& entry = call.plan->entries[chunk + stretches[s].index];
-                T scores[(kFoldFrom + 15) / 16 * 16] = {};
+                T scores[(kFoldForward + 15) / 16 * 16] = {};
                 for (int64_t t = 0; t < entry.rows; ++t) scores[t] = w.scores[stretches[s].tile_row + t];
                 start(m, pooling);
                 pool(args, m, entry.position, w.tile + stretches[s].tile_row * m.dim_p, scores, entry.rows,

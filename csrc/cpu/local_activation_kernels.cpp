@@ -1,4 +1,4 @@
-// Compiled once per ISA; exports two tables and nothing else.
+// Compiled once per ISA; exports one table and nothing else.
 #include "local_activation_backward.h"
 #include "local_activation_forward.h"
 #include "local_activation_moments.h"
@@ -28,7 +28,6 @@ constexpr Kernels<T> kTable = {
 
 }  // namespace
 
-extern const Kernels<float> local_activation_float = kTable<float>;
-extern const Kernels<double> local_activation_double = kTable<double>;
+extern const ArithmeticTable<Kernels> local_activation_kernels = {kTable<float>, kTable<double>};
 
 }  // namespace din_kernels::cpu::DIN_KERNELS_ISA

@@ -38,7 +38,7 @@ void moments_block(const Call<T>& call, const Block<T>& block, int layer, Moment
     };
     for_chunks(call, block, w, [&](int64_t chunk, int64_t count) {
         for (int64_t i = 0; i < count; ++i)
-            if (call.plan->entries[chunk + i].rows >= fold_from(*call.args))
+            if (call.plan->entries[chunk + i].rows >= w.fold_from)
                 folded_tiles(call, block, chunk + i, i, w, [&](int64_t, const T*, int64_t rows) { add(rows); });
         flat_tiles(call, chunk, count, w, [&](const Stretch*, int64_t, int64_t rows) { add(rows); });
     });

@@ -17,7 +17,7 @@ int packed_params(const LocalActivationArgs<T>& args) {
 template <typename T>
 class PackedWeights {
  public:
-    PackedMlp<T> mlp;
+    PackedMlp<T> mlp{};
 
     PackedWeights(const LocalActivationArgs<T>& args, int lanes, bool backward, int threads);
 

@@ -11,8 +11,9 @@ namespace {
 
 constexpr int64_t kTile = 60;   // rows at a time; a multiple of the 5 and 6 rows of the wide micro-kernels
 constexpr int64_t kChunk = 32;  // candidates whose query side is one product
-// Below this many behaviours the candidate's own matrix A costs more than it saves: see docs/performance.md.
-constexpr int64_t kFoldFrom = 10;
+// Below so many behaviours the candidate's own matrix A costs more than it saves (benchmarks/history_length.py):
+// backward makes it twice, and dA beside it.
+constexpr int64_t kFoldForward = 7, kFoldBackward = 10;
 
 template <typename T>
 struct Workspace {
@@ -22,10 +23,14 @@ struct Workspace {
     // backward
     T *dc, *dq, *folded, *da, *drows, *dproduct, *gradient, *dscores;
     T* dz[kMaxHidden + 1];
-    T *shared_rows, *shared_flat;  // [shared_rows, Dp], [kFoldFrom, Dp]: history gradients that several entries add to
+    T *shared_rows,
+        *shared_flat;  // [shared_rows, Dp], [kFoldBackward, Dp]: history gradients that several entries add to
+
+    int64_t fold_from;  // entries of at least so many behaviours have a matrix of their own
 
     // Counts the elements when base is null.
     int64_t lay_out(const PackedMlp<T>& m, T* base, bool backward, int64_t longest_shared) {
+        fold_from = m.outer_t ? 0 : backward ? kFoldBackward : kFoldForward;  // with outer features all have one
         int64_t used = 0;
         const auto take = [&](T*& pointer, int64_t count) {
             pointer = base + used;
@@ -44,7 +49,7 @@ struct Workspace {
             take(da, m.width[0] * m.dim_p), take(drows, kTile * m.dim_p), take(dproduct, kTile * m.dim_p);
             take(gradient, m.dim_p), take(dscores, kTile + 16);
             for (int l = 0; l <= m.hidden; ++l) take(dz[l], kTile * m.width_p[l]);
-            take(shared_rows, longest_shared * m.dim_p), take(shared_flat, kFoldFrom * m.dim_p);
+            take(shared_rows, longest_shared * m.dim_p), take(shared_flat, kFoldBackward * m.dim_p);
         }
         return used;
     }
@@ -70,7 +75,7 @@ inline int64_t row_at(const LocalActivationArgs<T>& args, int64_t position) {
 
 template <typename T>
 inline void copy_tile(const LocalActivationArgs<T>& args, int64_t position, int64_t rows, int64_t dim_p, T* tile) {
-    const bool by_id = args.rows.tables[0].ids;
+    const bool by_id = args.rows.tables[0].ids.data;
     for (int64_t t = 0; t < rows; ++t) {
         if (by_id && t + kRowsAhead < rows)
             prefetch_row(args.rows, args.storage, row_at(args, position + t + kRowsAhead));
@@ -82,7 +87,7 @@ inline void copy_tile(const LocalActivationArgs<T>& args, int64_t position, int6
 template <typename T>
 inline const T* tile_of(const LocalActivationArgs<T>& args, int64_t position, int64_t rows, int64_t dim_p, T* tile) {
     const Table& table = args.rows.tables[0];
-    if (!args.row_index && !table.ids && args.storage == kStorageOf<T> && args.dim == dim_p)
+    if (!args.row_index && !table.ids.data && args.storage == kStorageOf<T> && args.dim == dim_p)
         return static_cast<const T*>(table.values) + position * args.dim;
     copy_tile(args, position, rows, dim_p, tile);
     return tile;
@@ -134,12 +139,6 @@ void query_side(const Call<T>& call, int64_t first, int64_t count, Workspace<T>&
          w.c, m.width_p[0]);
 }
 
-// Entries of at least so many behaviours have a matrix of their own; with outer features all have one.
-template <typename T>
-inline int64_t fold_from(const LocalActivationArgs<T>& args) {
-    return args.features == Features::kOuter ? 0 : kFoldFrom;
-}
-
 // Folds entry i of the chunk, the block's entry `at`, and calls body(t, tile, rows) for its tiles, z[0] filled.
 template <typename T, typename Body>
 void folded_tiles(const Call<T>& call, const Block<T>& block, int64_t at, int64_t i, Workspace<T>& w, Body body) {
@@ -169,7 +168,7 @@ struct Stretch {
 template <typename T, typename Body>
 void flat_tiles(const Call<T>& call, int64_t first, int64_t count, Workspace<T>& w, Body body) {
     const PackedMlp<T>& m = call.mlp;
-    const int64_t width = m.width_p[0], below = fold_from(*call.args);
+    const int64_t width = m.width_p[0];
     Stretch stretches[kChunk];
     int64_t used = 0, rows = 0;
     const auto flush = [&] {
@@ -181,7 +180,7 @@ void flat_tiles(const Call<T>& call, int64_t first, int64_t count, Workspace<T>&
     };
     for (int64_t i = 0; i < count; ++i) {
         const Entry& entry = call.plan->entries[first + i];
-        if (entry.rows >= below) continue;
+        if (entry.rows >= w.fold_from) continue;
         if (rows + entry.rows > kTile) flush();
         copy_tile(*call.args, entry.position, entry.rows, m.dim_p, w.tile + rows * m.dim_p);
         const T* q = w.queries + i * m.dim_p;

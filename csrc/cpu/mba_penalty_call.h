@@ -19,6 +19,6 @@ struct PenaltyKernels {
     void (*backward)(const MbaPenaltyArgs<S>&, const int64_t* ids, int64_t count, double scale, bool dense, S* out);
 };
 
-DIN_KERNELS_TABLES(PenaltyKernels, mba_penalty_kernels)
+DIN_KERNELS_TABLES(KernelTable<PenaltyKernels>, mba_penalty_kernels)
 
 }  // namespace din_kernels::cpu

@@ -26,6 +26,6 @@ struct UpdateKernels {
     void (*update)(const UpdateCall<S>&, int64_t block, Wide<S>* scratch);  // scratch [2, D] of the thread
 };
 
-DIN_KERNELS_TABLES(UpdateKernels, sparse_update_kernels)
+DIN_KERNELS_TABLES(KernelTable<UpdateKernels>, sparse_update_kernels)
 
 }  // namespace din_kernels::cpu

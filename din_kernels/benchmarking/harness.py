@@ -175,10 +175,12 @@ def load(folder: Path = RESULTS) -> dict[tuple[str, str, str], dict[str, Any]]:
 def table(title: str, rows: list[dict[str, Any]]) -> Table:
     """Rows as a table with the columns of the first; a number has three significant digits, None is blank."""
     made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for name in rows[0]:
-        made.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right", no_wrap=True)
-    for row in rows:
-        made.add_row(*(_cell(row.get(name)) for name in rows[0]))
+    cells = [[_cell(row.get(name)) for name in rows[0]] for row in rows]
+    for at, (name, first) in enumerate(rows[0].items()):
+        widest = max(len(each[at]) for each in cells)  # a heading may wrap, a number is never cut
+        made.add_column(name, justify="left" if isinstance(first, str) else "right", min_width=widest)
+    for each in cells:
+        made.add_row(*each)
     return made
 
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "din_kernels/arrays.h"
+
 namespace din_kernels {
 
 enum class Features { kConcat, kProduct, kOuter };
@@ -32,8 +34,7 @@ struct Layer {
 struct Table {
     const void* values;
     int64_t width;
-    const void* ids;  // [n] of int64 (wide) or int32, or null
-    bool wide;
+    Ids ids;  // [n], or no data
 };
 
 // Rows [n, D], the tables' columns side by side.

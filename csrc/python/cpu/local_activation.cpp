@@ -28,7 +28,7 @@ Source source(const py::dict& call, const char* key) {
         throw std::invalid_argument(std::string(key) + " must hold 1 to 8 tables");
     Source result{};
     for (const auto& [values, width, ids, wide] : tables)
-        result.tables[result.count++] = {at<const void>(values), width, at<const void>(ids), wide};
+        result.tables[result.count++] = {at<const void>(values), width, {at<const void>(ids), wide}};
     return result;
 }
 
