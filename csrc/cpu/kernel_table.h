@@ -48,34 +48,17 @@ struct ArithmeticTable {
 
 // Declares table `name` of every ISA, and name_here(): that of the ISA which this process runs.
 #ifdef DIN_KERNELS_HAVE_AVX2
-#define DIN_KERNELS_TABLE_AVX2(name) \
+#define DIN_KERNELS_CASE_AVX2(name) \
     if (isa == Isa::kAvx2) return avx2::name;
 #else
-#define DIN_KERNELS_TABLE_AVX2(name)
+#define DIN_KERNELS_CASE_AVX2(name)
 #endif
 #ifdef DIN_KERNELS_HAVE_AVX512
-#define DIN_KERNELS_TABLE_AVX512(name) \
+#define DIN_KERNELS_CASE_AVX512(name) \
     if (isa == Isa::kAvx512) return avx512::name;
 #else
-#define DIN_KERNELS_TABLE_AVX512(name)
+#define DIN_KERNELS_CASE_AVX512(name)
 #endif
-<<<<<<< HEAD
-#define DIN_KERNELS_TABLES(Kernels, name)                               \
-    namespace baseline {                                                \
-    extern const KernelTable<Kernels> name;                             \
-    }                                                                   \
-    namespace avx2 {                                                    \
-    extern const KernelTable<Kernels> name;                             \
-    }                                                                   \
-    namespace avx512 {                                                  \
-    extern const KernelTable<Kernels> name;                             \
-    }                                                                   \
-    [[maybe_unused]] static const KernelTable<Kernels>& name##_here() { \
-        [[maybe_unused]] const Isa isa = active_isa();                  \
-        DIN_KERNELS_TABLE_AVX2(name)                                    \
-        DIN_KERNELS_TABLE_AVX512(name)                                  \
-        return baseline::name;                                          \
-=======
 #define DIN_KERNELS_TABLES(Table, name)                  \
     namespace baseline {                                 \
     extern const Table name;                             \
@@ -91,5 +74,4 @@ struct ArithmeticTable {
         DIN_KERNELS_CASE_AVX2(name)                      \
         DIN_KERNELS_CASE_AVX512(name)                    \
         return baseline::name;                           \
->>>>>>> main
     }

@@ -23,7 +23,7 @@ double forward(const MbaPenaltyArgs<S>& a, const int64_t* ids, int64_t count) {
         int64_t d = 0;
         for (; d + kLanes<T> <= a.dim; d += kLanes<T>) squares += load_wide(row + d) * load_wide(row + d);
         T norm = sum<T>(squares);
-        for (; d < a.dim; ++d) norm += wide_of(row[d]) * wide_of(row[d]);
+        for (; d < a.dim; ++d) norm += widen(row[d]) * widen(row[d]);
         total += double(norm) / count_of(a.counts, ids[i]);
     }
     return total;
@@ -39,7 +39,7 @@ void backward(const MbaPenaltyArgs<S>& a, const int64_t* ids, int64_t count, dou
         const T factor = T(scale / count_of(a.counts, ids[i]));
         int64_t d = 0;
         for (; d + kLanes<T> <= a.dim; d += kLanes<T>) store_narrow(to + d, factor * load_wide(row + d));
-        for (; d < a.dim; ++d) narrow_to(to + d, factor * wide_of(row[d]));
+        for (; d < a.dim; ++d) narrow(factor * widen(row[d]), to + d);
     }
 }
 

@@ -67,7 +67,7 @@ void sum_entries(const UpdateCall<S>& call, int64_t from, int64_t to, Wide<S>* o
     for (int64_t d = column; d < a.dim; ++d) out[d] = 0;
     for (int64_t entry = from; entry < to; ++entry) {
         const S* row = a.grads + position_of(call.keys[entry]) * a.dim;
-        for (int64_t d = column; d < a.dim; ++d) out[d] += wide_of(row[d]);
+        for (int64_t d = column; d < a.dim; ++d) out[d] += widen(row[d]);
     }
 }
 
@@ -106,9 +106,9 @@ inline void update_row(const SparseUpdateArgs<S>& a, int64_t id, Wide<S>* scratc
     if constexpr (std::is_same_v<S, Wide<S>>) {
         update_weights<Rule>(a, id, row, scratch);
     } else {
-        read_half<FormatOf<S>>(&row->bits, a.dim, scratch + a.dim);
+        widen_row(row, a.dim, scratch + a.dim);
         update_weights<Rule>(a, id, scratch + a.dim, scratch);
-        write_half<FormatOf<S>>(scratch + a.dim, a.dim, &row->bits);
+        narrow_row(scratch + a.dim, a.dim, row);
     }
 }
 

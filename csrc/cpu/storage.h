@@ -1,49 +1,113 @@
-// Elements as memory holds them (float, double, BFloat16, Float16) to and from what kernels compute in, Wide<S>.
+// Vectors and rows of elements as memory holds them (float, double, BFloat16, Float16), computed in Wide<S>.
 // Included by *_kernels.cpp alone; internal linkage, as in simd.h.
 #pragma once
 
-#include "convert.h"
+#include <type_traits>
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #include "din_kernels/arrays.h"
+#include "simd.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
 
-template <typename S>
-struct FormatOf;
-template <>
-struct FormatOf<BFloat16> : Bf16 {};
-template <>
-struct FormatOf<Float16> : Fp16 {};
+template <typename To, typename From>
+inline To bit_cast(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof(to));
+    return to;
+}
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+inline float widen(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+inline float widen(Float16 x) {
+    // The exponent moves from bias 15 to 127 by a product with 2^112, which makes subnormals right as well.
+    const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13, sign = uint32_t(x.bits & 0x8000) << 16;
+    const float scaled = bit_cast<float>(magnitude) * bit_cast<float>(uint32_t(127 + 112) << 23);
+    const uint32_t infinite = (x.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0;
+    return bit_cast<float>(bit_cast<uint32_t>(scaled) | infinite | sign);
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+inline void narrow(float x, float* to) { *to = x; }
+inline void narrow(double x, double* to) { *to = x; }
+inline void narrow(float x, BFloat16* to) {
+    const uint32_t bits = bit_cast<uint32_t>(x), rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    to->bits = uint16_t(x != x ? 0x7fc0 : rounded >> 16);
+}
+inline void narrow(float x, Float16* to) {
+    const uint32_t bits = bit_cast<uint32_t>(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    uint32_t half;
+    if (magnitude > 0x7f800000) {
+        half = 0x7e00;  // NaN
+    } else if (magnitude >= 0x477ff000) {
+        half = 0x7c00;  // from 65520 on: infinity
+    } else if (magnitude < 0x38800000) {
+        // Below 2^-14: adding 0.5 leaves units of 2^-24 in the low bits, rounded by the addition.
+        half = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
+    } else {
+        half = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    }
+    to->bits = uint16_t(half | sign);
+}
 
 // kLanes<Wide<S>> elements
 inline Vec<float> load_wide(const float* p) { return load(p); }
 inline Vec<double> load_wide(const double* p) { return load(p); }
-template <typename S>
-inline Vec<float> load_wide(const S* p) {
-    return FormatOf<S>::load(&p->bits);
-}
 inline void store_narrow(float* p, Vec<float> v) { store(p, v); }
 inline void store_narrow(double* p, Vec<double> v) { store(p, v); }
 template <typename S>
+inline Vec<float> load_wide(const S* p) {
+    Vec<float> v;
+#if defined(__F16C__)
+    if constexpr (std::is_same_v<S, Float16>) {
+#if defined(__AVX512F__)
+        return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#else
+        return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#endif
+    }
+#endif
+    float lanes[kLanes<float>];
+    for (int i = 0; i < kLanes<float>; ++i) lanes[i] = widen(p[i]);
+    memcpy(&v, lanes, sizeof(v));
+    return v;
+}
+template <typename S>
 inline void store_narrow(S* p, Vec<float> v) {
-    FormatOf<S>::store(&p->bits, v);
+#if defined(__F16C__)
+    if constexpr (std::is_same_v<S, Float16>) {
+#if defined(__AVX512F__)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                            _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#endif
+        return;
+    }
+#endif
+    float lanes[kLanes<float>];
+    memcpy(lanes, &v, sizeof(v));
+    for (int i = 0; i < kLanes<float>; ++i) narrow(lanes[i], p + i);
 }
 
-// One element, behind the last whole vector of a row
-inline float wide_of(float x) { return x; }
-inline double wide_of(double x) { return x; }
+// to[0 .. count) = from[0 .. count)
 template <typename S>
-inline float wide_of(S x) {
-    const S lanes[kLanes<float>] = {x};
-    return load_wide(lanes)[0];
+inline void widen_row(const S* __restrict from, int64_t count, Wide<S>* __restrict to) {
+    int64_t i = 0;
+    for (; i + kLanes<Wide<S>> <= count; i += kLanes<Wide<S>>) store(to + i, load_wide(from + i));
+    for (; i < count; ++i) to[i] = widen(from[i]);
 }
-inline void narrow_to(float* p, float x) { *p = x; }
-inline void narrow_to(double* p, double x) { *p = x; }
 template <typename S>
-inline void narrow_to(S* p, float x) {
-    S lanes[kLanes<float>];
-    store_narrow(lanes, splat(x));
-    *p = lanes[0];
+inline void narrow_row(const Wide<S>* __restrict from, int64_t count, S* __restrict to) {
+    int64_t i = 0;
+    for (; i + kLanes<Wide<S>> <= count; i += kLanes<Wide<S>>) store_narrow(to + i, load(from + i));
+    for (; i < count; ++i) narrow(from[i], to + i);
 }
 
 }  // namespace

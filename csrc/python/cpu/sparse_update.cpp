@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "arrays.h"
 #include "bindings.h"
+#include "table_arrays.h"
 
 namespace din_kernels::python {
 

@@ -1,4 +1,4 @@
-// Arrays of several element types, as more than one op takes them.
+// Arrays of several types, as the ops on tables take them.
 #pragma once
 
 #include <string>
