@@ -28,7 +28,7 @@ from din_kernels.training import TrainingOptions, build, load_recipe, sizes_of, 
 RESULTS = Path(__file__).resolve().parent / "results" / "regularization"
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "results"
 RATES = (0.003, 0.005, 0.01, 0.02)
-COEFFS = {"none": (0.0,), "l2": (1e-6, 1e-5, 1e-4), "mba": (0.1, 0.3, 1.0, 3.0, 10.0)}
+COEFFS = {"none": (0.0,), "l2": (1e-5, 1e-4, 1e-3, 1e-2), "mba": (0.1, 0.3, 1.0, 3.0, 10.0)}
 NAMES = {"none": "no regularization", "l2": "L2 on whole tables", "mba": "mini-batch aware"}
 ACTIVATIONS = ("prelu", "dice")
 METRICS = ("user_auc", "auc", "logloss", "loss")
@@ -126,26 +126,40 @@ def rows_of(runs: dict[Run, dict[str, list[float]]]) -> list[dict]:
     return rows
 
 
+def over_seeds(values: np.ndarray) -> str:
+    """Mean and standard deviation."""
+    return f"{values.mean():.4f} ± {values.std(ddof=1) if len(values) > 1 else 0:.4f}"
+
+
+def name_of(best: Run) -> str:
+    return f"{'PReLU' if best.activation == 'prelu' else 'Dice'}, {NAMES[best.regularizer]}"
+
+
 def table(rows: list[dict]) -> str:
-    """Markdown: mean and standard deviation over seeds."""
-
-    def over_seeds(values: np.ndarray) -> str:
-        return f"{values.mean():.4f} ± {values.std(ddof=1) if len(values) > 1 else 0:.4f}"
-
+    """Markdown: the test at the chosen epoch."""
     lines = [
-        "| activation | regularization | coefficient | lr | epoch | validation user AUC | test user AUC | test AUC "
-        "| test user AUC after the last epoch |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | coefficient | lr | epoch | validation user AUC | seeds | test user AUC | test AUC |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         best, at = row["best"], row["epoch"] - 1
-        name = {"prelu": "PReLU", "dice": "Dice"}[best.activation]
-        coeff = f"{best.coeff:g}" if best.coeff else "-"
         lines.append(
-            f"| {name} | {NAMES[best.regularizer]} | {coeff} | {best.lr:g} | {row['epoch']} | {row['validation']:.4f} "
-            f"| {over_seeds(row['user_auc'][:, at])} | {over_seeds(row['auc'][:, at])} "
-            f"| {over_seeds(row['user_auc'][:, -1])} |"
+            f"| {name_of(best)} | {f'{best.coeff:g}' if best.coeff else '-'} | {best.lr:g} | {row['epoch']} "
+            f"| {row['validation']:.4f} | {row['seeds']} | {over_seeds(row['user_auc'][:, at])} "
+            f"| {over_seeds(row['auc'][:, at])} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def table_per_epoch(rows: list[dict], metric: str) -> str:
+    """Markdown: a test metric after every epoch."""
+    epochs = rows[0][metric].shape[1]
+    lines = [
+        "| model | " + " | ".join(f"epoch {at + 1}" for at in range(epochs)) + " |",
+        "|---" + "|---:" * epochs + "|",
+    ]
+    for row in rows:
+        lines.append("| " + " | ".join([name_of(row["best"]), *map(over_seeds, row[metric].T)]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -160,14 +174,14 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
             mean, deviation = row[metric].mean(0), row[metric].std(0)
             (line,) = axis.plot(epochs, mean, "-o" if best.activation == "dice" else "--s", ms=4,
                                 color={"none": "C3", "l2": "C1", "mba": "C0"}[best.regularizer],
-                                label=f"{NAMES[best.regularizer]}, {best.activation}")  # fmt: skip
+                                label=name_of(best))  # fmt: skip
             axis.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.15, color=line.get_color(), lw=0)
             axis.plot(row["epoch"], mean[row["epoch"] - 1], "*", ms=13, color=line.get_color())
     for axis, label in zip(axes, ("test user AUC", "test AUC"), strict=True):
         axis.set_xlabel("epoch (star: chosen on validation samples)")
         axis.set_ylabel(label)
     axes[0].legend(fontsize=8)
-    figure.suptitle(f"{title}, {rows[0]['seeds']} seeds")
+    figure.suptitle(f"{title}: mean and standard deviation over {min(row['seeds'] for row in rows)} seeds or more")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -180,8 +194,11 @@ def report() -> None:
         rows = rows_of(load_runs(file))
         if not rows:
             continue
-        plot(rows, DOCS / f"regularization_{file.stem}.png", file.stem)
-        parts += [f"## {file.stem}, {rows[0]['seeds']} seeds\n", table(rows), f"![](regularization_{file.stem}.png)\n"]
+        picture = f"regularization_{file.stem}.png"
+        plot(rows, DOCS / picture, file.stem)
+        parts += [f"## {file.stem}\n", table(rows), f"![Test metrics per epoch]({picture})\n",
+                  "Test user AUC after every epoch:\n", table_per_epoch(rows, "user_auc"),
+                  "Test AUC after every epoch:\n", table_per_epoch(rows, "auc")]  # fmt: skip
     DOCS.mkdir(parents=True, exist_ok=True)
     (DOCS / "regularization.md").write_text("\n".join(parts))
 

@@ -178,15 +178,15 @@ def main() -> int:
     console = wide_console()
     if options.sizes:
         rows = [row for rule in options.rules for row in over_sizes(rule, options.seconds / len(options.rules))]
-        title, case = "one step in tables of several sizes", "sizes"
+        title, name, case = "one step in tables of several sizes", "sparse_sizes", "all"
     else:
         rows = compare(options.rules, options.rows, options.seconds)
         unique = len(zipf_ids(options.rows).unique())
         title = f"ids to updated table: {options.rows} x {DIM}, {ENTRIES} Zipf ids, {unique} unique"
-        case = f"{options.rows}x{DIM}"
+        name, case = "sparse_update", f"{options.rows}x{DIM}"
     console.print(harness.table(title, rows))
     if options.save:
-        harness.save(options.save, "sparse_update", case, rows)
+        harness.save(options.save, name, case, rows)
     return 0
 
 
