@@ -1,6 +1,6 @@
 """Fused kernels for Deep Interest Network (Zhou et al., KDD 2018) in PyTorch."""
 
-from din_kernels import backends, nn, optim
+from din_kernels import backends, models, nn, optim
 from din_kernels.backends import BackendError, use_backend
 from din_kernels.checks import debug_checks
 from din_kernels.gather import Gather
@@ -21,6 +21,7 @@ __all__ = [
     "dice",
     "local_activation",
     "mba_penalty",
+    "models",
     "nn",
     "optim",
     "use_backend",

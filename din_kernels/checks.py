@@ -29,6 +29,11 @@ def values_readable(tensor: torch.Tensor) -> bool:
     """Whether the values of `tensor` may be looked at now: not while tracing, on a GPU only under debug_checks."""
     if torch.compiler.is_compiling() or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         return False
+    return at_hand(tensor)
+
+
+def at_hand(tensor: torch.Tensor) -> bool:
+    """As `values_readable`, within an op's implementation, which no trace reaches, whatever class the tensor has."""
     if tensor.device.type == "cpu":
         return True
     if tensor.device.type == "meta":
@@ -76,9 +81,11 @@ def one_of(name: str, value, known) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
-def ids_within(name: str, ids: torch.Tensor, rows: int, words: str = "rows of its table") -> None:
-    """IndexError unless all ids, where their values are at hand, lie in 0 .. rows - 1."""
-    if values_readable(ids) and ids.numel():
+def ids_within(
+    name: str, ids: torch.Tensor, rows: int, words: str = "rows of its table", readable=values_readable
+) -> None:
+    """IndexError unless all ids lie in 0 .. rows - 1, where `readable(ids)` lets their values be looked at."""
+    if readable(ids) and ids.numel():
         low, high = (int(bound) for bound in torch.aminmax(ids))
         if low < 0 or high >= rows:
             raise IndexError(f"{name} must lie in 0..{rows - 1} ({words}), got {low}..{high}")

@@ -126,4 +126,8 @@ pytree.register_pytree_node(
     lambda gather: ([gather.ids, gather.tables, gather.offsets], gather.sparse),
     lambda children, sparse: Gather._trusted(*children, sparse),
     serialized_type_name="din_kernels.Gather",
+    flatten_with_keys_fn=lambda gather: (
+        [(pytree.GetAttrKey(name), getattr(gather, name)) for name in ("ids", "tables", "offsets")],
+        gather.sparse,
+    ),
 )

@@ -226,4 +226,8 @@ pytree.register_pytree_node(
     lambda padded: ([padded.values, padded.lengths, padded.mask], padded.padding_side),
     lambda children, side: Padded._trusted(*children, side),
     serialized_type_name="din_kernels.Padded",
+    flatten_with_keys_fn=lambda padded: (
+        [(pytree.GetAttrKey(name), getattr(padded, name)) for name in ("values", "lengths", "mask")],
+        padded.padding_side,
+    ),
 )

@@ -111,7 +111,7 @@ def test_a_block_forces_its_own_thread_alone(served):
 def test_a_forced_backend_that_cannot_serve_says_why_and_never_falls_back(name, options, reason):
     if name in ("cuda", "triton") and backends.unavailable(name) is None:
         pytest.skip(f"{name} serves here")
-    default = {"features": "concat", "activation": "sigmoid", "normalize": "none", "hidden_layers": 2,
+    default = {"features": "concat", "activation": "sigmoid", "normalize": "none",
                "dice_training": False, "query_to_user": False, "gather": False, "stats": "valid",
                "layout": "packed"}  # fmt: skip
     request = Request("local_activation", **({"device": "cpu", "dtype": torch.float32, "options": default} | options))
@@ -157,12 +157,14 @@ def test_a_compiled_function_keeps_the_backend_of_its_trace(served):
 def test_cpu_kernels_serve_every_option_that_is_fused():
     served = {(option, value): backend for op, option, value, backend in backends.capabilities("cpu")
               if op == "local_activation"}  # fmt: skip
-    for features in ("concat", "product"):
+    for features in ("concat", "product", "outer"):
         assert served["features", features] == "cpu"
     for activation in ("sigmoid", "relu", "prelu", "tanh", "identity", "dice"):
         assert served["activation", activation] == "cpu"
     for option, values in (("normalize", ("none", "softmax")), ("layout", ("packed", "padded", "masked")),
-                           ("query_to_user", ("True",)), ("dtype", ("float32", "float64"))):  # fmt: skip
+                           ("query_to_user", ("True",)), ("gather", ("True",)), ("stats", ("padded",)),
+                           ("dice_training", ("True",)),
+                           ("dtype", ("float32", "float64", "bfloat16", "float16"))):  # fmt: skip
         assert [served[option, value] for value in values] == ["cpu"] * len(values)
 
 

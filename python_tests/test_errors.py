@@ -171,7 +171,7 @@ MODULES = [
     (lambda: unit()(torch.randn(2, 2, 3), PADDED, query_to_user=torch.tensor([0, 1])), ValueError,
      "query must have shape [Q, D] when query_to_user is given", "got [2, 2, 3]"),
     (lambda: unit()(torch.randn(2, 3), dk.Jagged(VALUES, OFFSETS), lengths=torch.tensor([2, 3])), ValueError,
-     "lengths and mask belong to a padded tensor", "Jagged"),
+     "lengths, mask and padding_side belong to a padded tensor", "Jagged"),
     (lambda: unit()(torch.randn(2, 4), torch.randn(2, 4, 4)), ValueError, "weights[0] must have shape [4, 16]", "12]"),
     (lambda: Dice(0), ValueError, "num_features must be at least 1", "got 0"),
     (lambda: Dice(3)(torch.randn(3)), ValueError, "x must have shape [..., C]", "got [3]"),
@@ -250,3 +250,24 @@ def test_a_refused_call_leaves_dice_and_the_inputs_alone(bad):
 def test_values_on_another_device_are_checked_only_where_they_can_be_read():
     with dk.debug_checks():
         dk.Jagged(torch.empty(5, 3, device="meta"), torch.empty(3, dtype=torch.int64, device="meta"))
+
+
+def test_parameters_of_an_activation_must_be_dicts():
+    weights, biases = [torch.ones(4, 32), torch.ones(1, 4)], [torch.ones(4), torch.ones(1)]
+    history = dk.Jagged(torch.ones(2, 8), torch.tensor([0, 2]))
+    with pytest.raises(TypeError, match=r"activation_params\[0\] must be a dict, got Tensor"):
+        dk.local_activation(torch.ones(1, 8), history, weights, biases, activation="prelu",
+                            activation_params=[torch.ones(4)])  # fmt: skip
+
+
+def test_query_and_history_by_id_must_agree_in_sparse():
+    table, ids = torch.ones(3, 8), torch.tensor([0, 1])
+    unit = dk.nn.LocalActivationUnit(8, (4,))
+    with pytest.raises(ValueError, match="query and history must agree in sparse"):
+        unit(dk.Gather(ids[:1], table, sparse=True), dk.Gather(ids, table, torch.tensor([0, 2]), sparse=False))
+
+
+def test_padding_side_belongs_to_a_padded_tensor():
+    unit = dk.nn.LocalActivationUnit(8, (4,))
+    with pytest.raises(ValueError, match="padding_side belong to a padded tensor, got them with a Jagged"):
+        unit(torch.ones(1, 8), dk.Jagged(torch.ones(2, 8), torch.tensor([0, 2])), padding_side="left")

@@ -19,8 +19,9 @@ import din_kernels as dk
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS, feature_width
 from din_kernels.verification import ACTIVATION_CASES, LAYOUTS, deviations, make_case, results
 
-# Around the tile of 60 rows, the fold from 10 rows on and the blocks of 512 pairs; empty ones first, between and last.
-LENGTHS = (0, 1, 9, 10, 0, 59, 60, 61, 2, 600, 33, 0)
+# Around the tile of 60 rows, the folds from 7 and 10 rows on and the blocks of 512 pairs; empty ones first, between and
+# last.
+LENGTHS = (0, 1, 6, 7, 9, 10, 0, 59, 60, 61, 2, 600, 33, 0)
 EDGES = {
     "no users": {"lengths": ()},
     "no candidates": {"lengths": (5,)},  # query_to_user repeats user u (u % 3) times
@@ -254,6 +255,17 @@ def test_softmax_of_huge_scores_neither_overflows_nor_vanishes(dtype, huge, call
             assert one.sum().item() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("huge", [30.0, 1e4])
+def test_gradient_of_softmax_is_exact_for_scores_of_any_size(huge, call):
+    it = call(lengths=(1, 7, 65), dtype=torch.float32)
+    with torch.no_grad():
+        it.weights[-1].zero_()
+        it.biases[-1].fill_(huge)  # equal scores: every weight is 1 / n
+    grad = torch.autograd.grad(it(normalize="softmax").sum(), it.values)[0]
+    shares = torch.cat([torch.full((n, grad.shape[1]), 1 / n) for n in it.lengths.tolist()]).to(grad)
+    torch.testing.assert_close(grad, shares, rtol=1e-6, atol=0)
+
+
 def test_softmax_of_one_behaviour_is_that_behaviour_and_its_score_has_no_gradient(call):
     it = call(lengths=(1, 1), dtype=torch.float32)
     pooled = it(normalize="softmax")
@@ -351,19 +363,22 @@ def test_indices_may_be_int32(dtype, call):
     torch.testing.assert_close(it(history=dk.Padded(values, it.lengths.to(dtype))), it(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("layout", ["lengths", "mask"])
-def test_padded_statistics_are_those_of_the_whole_batch(layout, call):
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize("layout", ["lengths", "left", "mask"])
+def test_padded_statistics_are_those_of_the_whole_batch(layout, normalize, call):
     it, found = call(), []
-    values = it.history.to_padded(75).detach()
+    values = it.history.to_padded(75).detach().requires_grad_()
     mask = torch.stack([torch.arange(75) < n for n in it.lengths.tolist()]).to(values.device)
-    history = dk.Padded(values, it.lengths) if layout == "lengths" else dk.Padded(values, mask=strided(mask))
+    side = "left" if layout == "left" else "right"
+    history = dk.Padded(values, mask=strided(mask)) if layout == "mask" else dk.Padded(values, it.lengths, None, side)
     for backend in (it.backend, "reference"):
         it.backend = backend
         alphas = [torch.full((width,), 0.2, dtype=torch.float64, device=values.device) for width in (7, 5)]
         params = [{"alpha": alpha.requires_grad_(), "training": True} for alpha in alphas]
-        options = {"activation": "dice", "activation_params": params, "stats": "padded"}
-        pooled = it(history=history, **options)
-        found.append([pooled, *torch.autograd.grad(pooled.square().sum(), [it.query, *it.weights, *alphas])])
+        options = {"activation": "dice", "activation_params": params, "stats": "padded", "normalize": normalize}
+        pooled, weights = it(history=history, return_weights=True, **options)
+        leaves = [values, it.query, *it.weights, *alphas]
+        found.append([pooled, weights, *torch.autograd.grad(pooled.square().sum() + weights.sin().sum(), leaves)])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 

@@ -215,3 +215,10 @@ def test_dice_in_the_unit_survives_no_pair_and_one(lengths):
     assert pooled.isfinite().all() and query.grad.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in unit.parameters())
     assert all(layer.running_var.isfinite().all() for layer in unit.activations)
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (2, 0)])
+def test_no_user_or_no_candidate_gives_empty_results(shape):
+    unit = dk.nn.LocalActivationUnit(8, (4,))
+    pooled, weights = unit(torch.randn(*shape, 8), torch.randn(shape[0], 5, 8), return_weights=True)
+    assert pooled.shape == (*shape, 8) and weights.shape == (*shape, 5)

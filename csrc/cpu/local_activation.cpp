@@ -41,7 +41,7 @@ class Run {
     Run(const LocalActivationArgs<T>& args, bool backward, int asked_threads)
         : args(args),
           plan(make_plan(args.queries, args.users, args.begin, args.length, args.query_to_user, args.pair_begin,
-                         most_blocks(args))),
+                         most_blocks(args), backward)),
           blocks(int64_t(plan.blocks.size()) - 1),
           threads(usable_threads(asked_threads, outer() ? std::max(blocks, args.dim) : blocks)),
           weights(args, kernels.lanes, backward, threads) {
@@ -161,7 +161,7 @@ void merge_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, co
     if (!softmax) return;
     if (total != 0)
         for (int64_t d = 0; d < m.dim; ++d) pooled[d] /= total;
-    args.logsumexp[merge.query] = top + std::log(total);
+    args.logsumexp[merge.query] = double(top) + std::log(double(total));
     if (merge.pair < 0) return;
     for (int64_t t = 0; t < merge.rows; ++t) {
         const int64_t position = merge.position + t;
@@ -242,7 +242,7 @@ void local_activation_forward(const LocalActivationArgs<T>& args, int threads) {
     for (const Merge& merge : run.plan.merges) merge_forward(args, run.weights.mlp, merge, run.call.partial_sums);
     for (const int64_t query : run.plan.empty) {
         std::fill_n(args.pooled + query * args.dim, args.dim, T(0));
-        if (args.normalize == Normalize::kSoftmax) args.logsumexp[query] = -std::numeric_limits<T>::infinity();
+        if (args.normalize == Normalize::kSoftmax) args.logsumexp[query] = -std::numeric_limits<double>::infinity();
     }
 }
 

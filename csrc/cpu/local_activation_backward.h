@@ -37,7 +37,7 @@ void score_gradients(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, 
         for (int64_t d = 0; d < m.dim_p; d += kLanes<T>) dot += load(g + d) * load(tile + t * m.dim_p + d);
         T dw = sum<T>(dot);
         if (args.grad_pair_weights) dw += args.grad_pair_weights[entry.pair + offset + t];
-        T weight = softmax ? exp(splat(scores[t] - args.logsumexp[entry.query]))[0] : scores[t];
+        T weight = softmax ? exp(splat(T(scores[t] - args.logsumexp[entry.query])))[0] : scores[t];
         T ds = softmax ? weight * (dw - mean) : dw;
         if (!counts(args, entry.position + offset + t)) weight = ds = 0;
         total += weight;

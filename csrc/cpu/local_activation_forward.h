@@ -67,7 +67,7 @@ void finish(const Call<T>& call, const Entry& entry, Pooling<T>& p) {
     if (args.normalize == Normalize::kSoftmax) {
         if (p.total != 0)  // 0: every row is masked
             for (int64_t d = 0; d < m.dim_p; d += kLanes<T>) store(p.sum + d, load(p.sum + d) / p.total);
-        args.logsumexp[entry.query] = p.top + T(__builtin_log(double(p.total)));
+        args.logsumexp[entry.query] = double(p.top) + __builtin_log(double(p.total));
         // Not exp(s - logsumexp): of scores near 1e4 that is rounded to 1e-3, which would scale all weights.
         if (entry.pair >= 0)
             for (int64_t t = 0; t < entry.rows; ++t) {

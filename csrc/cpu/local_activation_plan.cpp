@@ -16,7 +16,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
 Plan make_plan(int64_t queries, int64_t users, const int64_t* begin, const int64_t* length,
-               const int64_t* query_to_user, const int64_t* pair_begin, int64_t max_blocks) {
+               const int64_t* query_to_user, const int64_t* pair_begin, int64_t max_blocks, bool backward) {
     Plan plan;
     // Candidates in the order of their users, stable.
     std::vector<int64_t> order(queries), first(users + 1, 0);
@@ -52,7 +52,9 @@ Plan make_plan(int64_t queries, int64_t users, const int64_t* begin, const int64
         plan.touched_rows += rows;
         int64_t runs = 1, chunks = 1;
         if (rows * candidates > target) {
-            runs = candidates == 1 ? divide_up(rows, target) : divide_up(rows, kSharedRun);
+            // Every run of a candidate takes a partial sum. Forward cuts a history only for want of candidates.
+            runs = backward && candidates > 1 ? divide_up(rows, kSharedRun)
+                                              : std::min(divide_up(rows, target), divide_up(max_blocks, candidates));
             chunks = divide_up(candidates, std::max<int64_t>(1, target / divide_up(rows, runs)));
         }
         const int64_t first_partial = plan.partials;

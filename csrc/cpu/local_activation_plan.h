@@ -42,6 +42,6 @@ struct Plan {
 
 // Each block keeps weight gradients of its own, so their number is limited.
 Plan make_plan(int64_t queries, int64_t users, const int64_t* begin, const int64_t* length,
-               const int64_t* query_to_user, const int64_t* pair_begin, int64_t max_blocks);
+               const int64_t* query_to_user, const int64_t* pair_begin, int64_t max_blocks, bool backward);
 
 }  // namespace din_kernels::cpu

@@ -140,22 +140,25 @@ def _warn_unavailable(name: str) -> None:
 
 def capabilities(device: str = "cpu") -> list[tuple[str, str, str, str]]:
     """Rows (op, option, value, backend): which backend serves which option on this machine, other options default."""
-    default = {"features": "concat", "activation": "sigmoid", "normalize": "none", "hidden_layers": 2,
+    default = {"features": "concat", "activation": "sigmoid", "normalize": "none",
                "dice_training": False, "query_to_user": False, "gather": False, "stats": "valid",
                "layout": "packed"}  # fmt: skip
     known = {
         "features": ("concat", "product", "outer"),
         "activation": ("sigmoid", "relu", "prelu", "tanh", "identity", "dice"),
         "normalize": ("none", "softmax"),
-        "dice_training": (True,),
+        "dice_training": (True, "some"),
         "query_to_user": (True,),
         "gather": (True,),
+        "stats": ("padded",),
         "layout": ("packed", "padded", "masked"),
     }
     rows = []
     for option, values in known.items():
         for value in values:
-            options = default | {option: value} | ({"activation": "dice"} if option == "dice_training" else {})
+            options = (
+                default | {option: value} | ({"activation": "dice"} if option in ("dice_training", "stats") else {})
+            )
             name = select(Request("local_activation", device, torch.float32, options))
             rows.append(("local_activation", option, str(value), name))
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):

@@ -17,7 +17,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
-from din_kernels import backends, verification
+from din_kernels import backends, verification, verification_ops
 from din_kernels.commands.console import wide_console
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
 from din_kernels.verification import ACTIVATION_CASES, LAYOUTS
@@ -75,8 +75,11 @@ def run(options: argparse.Namespace) -> int:
         console.print(table)
     for reason, count in refused.items():
         console.print(f"not served by a kernel, {count} cases: {escape(reason)}", soft_wrap=True)
-    failed = [row for row in rows if not row.passed]
-    checked = sum(row.cases for row in rows)
+    others = [row for name in names if backends.unavailable(name) is None for row in check_ops(name, options.seed)]
+    if others:
+        console.print(_ops_table(others))
+    failed = [row for row in (*rows, *others) if not row.passed]
+    checked, rows = sum(row.cases for row in (*rows, *others)), [*rows, *others]
     console.print(f"{checked} cases checked, {len(failed)} of {len(rows)} rows out of bound")
     return 1 if failed or not checked else 0
 
@@ -89,6 +92,48 @@ def check_backend(name: str, seed: int = 0, quick: bool = False) -> Iterator[Row
         for features in FEATURES:
             for activation in ACTIVATION_CASES:
                 yield _row(name, dtype, features, activation, layouts, seed)
+
+
+class OpRow(NamedTuple):
+    """One op with one option, of one backend, in every dtype."""
+
+    backend: str
+    op: str
+    option: str
+    cases: int
+    worst: float
+    where: str
+
+    @property
+    def passed(self) -> bool:
+        return self.worst <= 1
+
+
+def check_ops(name: str, seed: int = 0) -> Iterator[OpRow]:
+    """An `OpRow` per op and option beside the unit's own; its dtypes are its cases."""
+    for case in verification_ops.op_cases(seed):
+        done, worst, where = 0, 0.0, ""
+        for dtype in verification.FLOOR:
+            try:
+                found = list(verification_ops.op_deviations(case, name, dtype, DEVICE[name]))
+            except backends.BackendError:
+                continue
+            done += 1
+            for each in found:
+                ratio = math.inf if math.isnan(each.ratio) else each.ratio
+                if ratio >= worst:
+                    worst, where = ratio, f"{each.tensor}, {str(dtype).removeprefix('torch.')}"
+        yield OpRow(name, case.op, case.name, done, worst, where)
+
+
+def _ops_table(rows: list[OpRow]) -> Table:
+    columns = (Column(name, no_wrap=True) for name in ("backend", "op", "option", "dtypes", "", "error / bound"))
+    table = Table(*columns, title="other ops", box=box.SIMPLE)
+    for row in rows:
+        verdict = "not served" if not row.cases else "[green]ok[/green]" if row.passed else "[red]FAILED[/red]"
+        where = f"{row.worst:.2f} at {escape(row.where)}" if row.cases else ""
+        table.add_row(row.backend, row.op, row.option, str(row.cases), verdict, where)
+    return table
 
 
 def _row(name: str, dtype: torch.dtype, features: str, activation: str, layouts: tuple[str, ...], seed: int) -> Row:

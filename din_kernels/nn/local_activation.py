@@ -97,7 +97,7 @@ class LocalActivationUnit(nn.Module):
             query: `[B, D]`, `[B, 1, D]` or `[B, C, D]` (C candidates per user), or `[Q, D]` with query_to_user; a
                 Gather stands for `[B, D]` or `[Q, D]`.
             history: padded `[B, T, D]` with `lengths [B]` or `mask [B, T]` (true where valid; neither: all valid), or a
-                Jagged with values `[N, D]`, or a Gather with offsets.
+                Jagged with values `[N, D]`, a Gather with offsets, or a Padded.
             query_to_user: `[Q]`, the history that each candidate attends to.
             padding_side: where the padding lies when `lengths` is given.
             return_weights: also return the attention weights.
@@ -107,9 +107,10 @@ class LocalActivationUnit(nn.Module):
             row per candidate, else `[B, T]`, `[B, C, T]` or `[Q, T]` with zeros on padding.
         """
         if isinstance(history, (Jagged, Padded, Gather)):
-            if lengths is not None or mask is not None:
+            if lengths is not None or mask is not None or padding_side != "right":
                 raise ValueError(
-                    "lengths and mask belong to a padded tensor, got them with a " + type(history).__name__
+                    "lengths, mask and padding_side belong to a padded tensor, got them with a "
+                    + type(history).__name__
                 )
         else:
             checks.is_tensor("history", history, 3, "[B, T, D]")
@@ -134,9 +135,9 @@ class LocalActivationUnit(nn.Module):
             return pooled
         weights = result.weights
         if isinstance(weights, torch.Tensor) and shape is not None and len(shape) == 3:
-            weights = weights.view(*shape[:2], -1)
+            weights = weights.view(*shape[:2], weights.shape[-1])
         return pooled, weights
 
     def extra_repr(self) -> str:
         return (f"dim={self.dim}, hidden={self.hidden}, activation={self.activation!r}, features={self.features!r}, "
-                f"normalize={self.normalize!r}, scale={self.scale}")  # fmt: skip
+                f"normalize={self.normalize!r}, scale={self.scale}, stats={self.stats!r}")  # fmt: skip

@@ -52,6 +52,8 @@ def _check_mlp(query, weights, biases, features, activation, activation_params):
         raise ValueError(f"activation_params must hold one dict per hidden layer ({len(hidden)}), got {len(params)}")
     for layer, (given, width) in enumerate(zip(params, hidden, strict=True)):
         label = f"activation_params[{layer}]"
+        if not isinstance(given, dict):
+            raise TypeError(f"{label} must be a dict, got {type(given).__name__}")
         training = activation == "dice" and given.get("training", False)
         if activation == "dice":
             params[layer] = given = {"eps": 1e-8, "training": False} | given
@@ -115,7 +117,7 @@ def attend(
         pair_begin, pairs = pair_layout(layout, query_to_user, queries, rows, total_pairs)
         pair_begin = pair_begin.contiguous()
     request = backends.Request("local_activation", query.device.type, query.dtype, {
-        "features": features, "activation": activation, "normalize": normalize, "hidden_layers": len(weights) - 1,
+        "features": features, "activation": activation, "normalize": normalize,
         "dice_training": dice_training, "query_to_user": query_to_user is not None,
         "gather": bool(source.ids or layout.source.ids), "stats": stats,
         "layout": "packed" if layout.width is None else "padded" if layout.row_index is None else "masked",
@@ -132,10 +134,12 @@ def attend(
         keys = {"prelu": ("slope",), "dice": ("alpha",) if dice_training else ("alpha", "mean", "var")}
         flat = [layer[key] for layer in params for key in keys.get(activation, ())]
         eps = [float(layer["eps"]) for layer in params] if activation == "dice" else []
-        gathers = [each for each in (query, history) if isinstance(each, Gather)]
+        gathers = {each.sparse for each in (query, history) if isinstance(each, Gather)}
+        if len(gathers) == 2:
+            raise ValueError("query and history must agree in sparse, got a Gather with True and one with False")
         pooled, _, pair_weights, batch = torch.ops.din_kernels.local_activation(
             *source, *layout.source, *layout[1:5], query_to_user, pair_begin, pairs, list(weights), list(biases), flat,
-            eps, dice_training, all(each.sparse for each in gathers), features, activation, normalize, float(scale),
+            eps, dice_training, gathers == {True}, features, activation, normalize, float(scale),
             backend,
         )  # fmt: skip
         pair_weights = pair_weights.to(pooled.dtype)

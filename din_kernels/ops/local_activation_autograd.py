@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from din_kernels import backends, checks
@@ -11,6 +13,10 @@ from din_kernels.ops.schemas import library
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """In which kernels compute on rows of `dtype`: fp32 for bf16 and fp16."""
     return torch.promote_types(dtype, torch.float32)
+
+
+# The CPU keeps it in double: scores of 10,000 and more leave fp32 no digit behind the point.
+LOGSUMEXP = {"cpu": torch.float64}
 
 
 def rows_in(tables, ids) -> int:
@@ -25,21 +31,27 @@ def width_of(tables) -> int:
 
 def _check_values(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, query_to_user, pair_begin,
                   total_pairs):  # fmt: skip
-    """Everything that the kernels would follow out of bounds, checked where the values are at hand."""
-    if not checks.values_readable(begin):
+    """Everything that the kernels would follow out of bounds, checked where the values are at hand: a trace, which has
+    none, ends here too."""
+    if not checks.at_hand(begin):
         return
     rows = rows_in(row_tables, row_ids)
-    capacity = rows if row_index is None else row_index.shape[0]
-    if begin.numel() and (int(length.min()) < 0 or int(begin.min()) < 0 or int((begin + length).max()) > capacity):
-        raise ValueError(f"begin and length must stay within the {capacity} history rows, got rows up to "
-                         f"{int((begin + length).max())} and lengths from {int(length.min())}")  # fmt: skip
+    capacity, end = rows if row_index is None else row_index.shape[0], begin + length
+    if begin.numel() and (int(length.min()) < 0 or int(begin.min()) < 0 or int(end.max()) > capacity):
+        raise ValueError(f"lengths must stay within the {capacity} history rows, got rows up to "
+                         f"{int(end.max())} and lengths from {int(length.min())}")  # fmt: skip
+    if bool((end[:-1] > begin[1:]).any()):
+        at = int((end[:-1] > begin[1:]).nonzero()[0])
+        raise ValueError(f"lengths must keep every history within its own rows, got {int(length[at])} for history "
+                         f"{at}, which reaches into the next")  # fmt: skip
+    within = functools.partial(checks.ids_within, readable=checks.at_hand)
     if row_index is not None:
-        checks.ids_within("row_index", row_index, rows, "history rows")
+        within("row_index", row_index, rows, "history rows")
     if query_to_user is not None:
-        checks.ids_within("query_to_user", query_to_user, begin.shape[0], "U users")
+        within("query_to_user", query_to_user, begin.shape[0], f"{begin.shape[0]} histories")
     for name, tables, ids in (("query_ids", query_tables, query_ids), ("row_ids", row_tables, row_ids)):
         for k, each in enumerate(ids):
-            checks.ids_within(f"{name}[{k}]", each, tables[k].shape[0])
+            within(f"{name}[{k}]", each, tables[k].shape[0])
     if pair_begin is not None and pair_begin.numel():
         last = int((pair_begin + (length if query_to_user is None else length[query_to_user])).max())
         if int(pair_begin.min()) < 0 or last > total_pairs:
@@ -69,7 +81,7 @@ def _forward_fake(query_tables, query_ids, row_tables, row_ids, begin, length, r
     wide = query_tables[0].new_empty(0, dtype=dtype)
     return (
         query_tables[0].new_empty(queries, width_of(query_tables)),
-        wide.new_empty(queries if normalize == "softmax" else 0),
+        wide.new_empty(queries if normalize == "softmax" else 0, dtype=LOGSUMEXP.get(backend, dtype)),
         wide.new_empty(total_pairs),
         wide.new_empty(2, sum(bias.shape[0] for bias in biases[:-1]) if dice_training else 0),
     )

@@ -70,7 +70,7 @@ struct LocalActivationArgs {
     Normalize normalize;
     T scale;
     T* pooled;        // [Q, D]
-    T* logsumexp;     // [Q], softmax only
+    double* logsumexp;  // [Q], softmax only; double, for scores of any size
     T* pair_weights;  // [total_pairs], zero where no pair lies
     T* statistics;    // [2, sum of hidden widths], dice_training: means, then biased variances
     // backward only

@@ -94,7 +94,7 @@ LocalActivationArgs<T> arguments(const py::dict& call) {
     a.normalize = parse<Normalize>("normalize", entry<std::string>(call, "normalize"),
                                    {{"none", Normalize::kNone}, {"softmax", Normalize::kSoftmax}});
     a.scale = T(entry<double>(call, "scale"));
-    a.pooled = address<T>(call, "pooled"), a.logsumexp = address<T>(call, "logsumexp");
+    a.pooled = address<T>(call, "pooled"), a.logsumexp = address<double>(call, "logsumexp");
     a.pair_weights = address<T>(call, "pair_weights"), a.statistics = address<T>(call, "statistics");
     set_layers(call, a);
     return a;
@@ -160,7 +160,7 @@ is that and float32 else:
     widths: of the hidden layers; weights, biases: of T, one more than widths; params, param_sizes: of the activation,
         layer by layer; eps: of Dice, per hidden layer
     features, activation, dice_training, normalize, scale
-    pooled, logsumexp, pair_weights, statistics: of T
+    pooled, pair_weights, statistics: of T; logsumexp: of float64
 threads: at most so many OpenMP threads; the result does not depend on it.)");
     m.def(
         "local_activation_backward",

@@ -18,8 +18,6 @@ def refuses(request: Request) -> str | None:
         return f"dtype must be one of {', '.join(DTYPES.values())}, got {request.dtype}"
     if options["dice_training"] == "some":
         return "Dice must be in training or in evaluation in all hidden layers, got a mixture"
-    if options["hidden_layers"] > 3:
-        return f"at most 3 hidden layers are supported, got {options['hidden_layers']}"
     return None
 
 
@@ -87,7 +85,7 @@ def forward(
                  scale)  # fmt: skip
     wide = query_tables[0].new_empty(0, dtype=call.dtype)
     pooled = wide.new_empty(call.queries, call.dim)
-    logsumexp = wide.new_empty(call.queries if normalize == "softmax" else 0)
+    logsumexp = wide.new_empty(call.queries if normalize == "softmax" else 0, dtype=torch.float64)
     pair_weights = wide.new_zeros(total_pairs)
     statistics = wide.new_empty(2, sum(call.widths) if dice_training else 0)
     _cpu.local_activation_forward(call.outputs(pooled, logsumexp, pair_weights, statistics), torch.get_num_threads())

@@ -1,0 +1,150 @@
+"""Claims about torch.compile, torch.export and opcheck, for every way to give a history and every kind of unit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import din_kernels as dk
+
+LENGTHS = torch.tensor([3, 0, 12, 9])
+OFFSETS = torch.nn.functional.pad(LENGTHS.cumsum(0), (1, 0))
+USERS = torch.tensor([3, 0, 3, 2, 2, 1])
+UNITS = {
+    "sigmoid": {},
+    "outer": {"features": "outer"},
+    "product, softmax": {"features": "product", "normalize": "softmax"},
+    "dice": {"activation": "dice"},
+    "dice, padded statistics": {"activation": "dice", "stats": "padded"},
+}
+HISTORIES = ("packed", "padded", "masked", "by id")
+
+
+class Inputs:
+    """Leaves, and the call of a unit on them, for one way to give the history."""
+
+    def __init__(self, history: str, to_user: bool = False):
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+        self.kind, self.users = history, USERS if to_user else None
+        self.query = normal(len(USERS) if to_user else len(LENGTHS), 6)
+        self.rows = normal(int(OFFSETS[-1]), 6) if history == "packed" else normal(4, 12, 6)
+        self.tables = [normal(9, 4), normal(5, 2)]
+        self.ids = [torch.randint(0, n, (int(OFFSETS[-1]),), generator=generator) for n in (9, 5)]
+        self.mask = torch.arange(12) % 2 < (LENGTHS > 0)[:, None]
+
+    def leaves(self):
+        return [self.query, *(self.tables if self.kind == "by id" else [self.rows])]
+
+    def __call__(self, unit):
+        if self.kind == "by id":
+            history = dk.Gather(self.ids, self.tables, OFFSETS, sparse=False)
+        elif self.kind == "packed":
+            history = dk.Jagged(self.rows, OFFSETS)
+        elif self.kind == "padded":
+            history = dk.Padded(self.rows, LENGTHS, padding_side="left")
+        else:
+            history = dk.Padded(self.rows, mask=self.mask)
+        return unit(self.query, history, query_to_user=self.users)
+
+
+def unit_of(name: str) -> dk.nn.LocalActivationUnit:
+    torch.manual_seed(0)
+    return dk.nn.LocalActivationUnit(6, (7, 5), dtype=torch.float64, **UNITS[name])
+
+
+def possible(unit: str, history: str) -> bool:
+    return "padded statistics" not in unit or history in ("padded", "masked")
+
+
+CASES = [(unit, history) for unit in UNITS for history in HISTORIES if possible(unit, history)]
+
+
+@pytest.mark.parametrize(("unit", "history"), CASES)
+def test_compiled_training_equals_eager_without_a_graph_break(unit, history, backend, device):
+    found = []
+    with dk.use_backend(backend):
+        for compiled in (False, True):
+            torch._dynamo.reset()
+            inputs, module = Inputs(history, to_user=history != "masked"), unit_of(unit)
+            call = torch.compile(inputs, fullgraph=True, backend="aot_eager") if compiled else inputs
+            pooled = call(module)
+            grads = torch.autograd.grad(pooled.square().sum(), [*inputs.leaves(), *module.parameters()])
+            found.append([pooled, *grads, *module.buffers()])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_unit_that_takes_a_history_of_any_kind_exports(history, backend, device):
+    inputs, unit = Inputs(history), unit_of("sigmoid").eval().requires_grad_(False)
+    given = inputs.tables if history == "by id" else [inputs.rows]
+    arguments = {
+        "packed": lambda: dk.Jagged(given[0].detach(), OFFSETS),
+        "padded": lambda: dk.Padded(given[0].detach(), LENGTHS),
+        "masked": lambda: dk.Padded(given[0].detach(), mask=inputs.mask),
+        "by id": lambda: dk.Gather(inputs.ids, [table.detach() for table in given], OFFSETS),
+    }[history]()
+    with dk.use_backend(backend):
+        exported = torch.export.export(unit, (inputs.query.detach(), arguments)).module()
+        torch.testing.assert_close(exported(inputs.query, arguments), unit(inputs.query, arguments), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("lengths", [[6, 4], [2, 8], [5, 6], [-1, 3]])
+def test_lengths_that_only_a_compiled_call_meets_are_refused_before_anything_is_read(lengths, side, backend, device):
+    unit = dk.nn.LocalActivationUnit(8, (4,))
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def call(query, history, lengths):
+        return unit(query, history, lengths=lengths, padding_side=side)
+
+    with dk.use_backend(backend), pytest.raises(ValueError, match="lengths must"):
+        call(torch.randn(2, 8), torch.randn(2, 5, 8), torch.tensor(lengths))
+
+
+class Marked(torch.Tensor):
+    """A tensor of a class of its own, which no public check looks into."""
+
+
+def test_ids_of_any_tensor_class_are_checked_before_they_are_followed(backend, device):
+    ids = torch.tensor([1, 2, 10**9]).as_subclass(Marked)
+    history = dk.Gather(ids, torch.randn(5, 8), torch.tensor([0, 3]))
+    with dk.use_backend(backend), pytest.raises(IndexError, match=r"row_ids\[0\] must lie in 0\.\.4"):
+        dk.nn.LocalActivationUnit(8, (4,))(torch.randn(1, 8), history)
+
+
+def ops_called(inputs: Inputs, unit) -> dict:
+    """(op, arguments) of the forward and the backward op, as the module and autograd call them."""
+    seen = {}
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "din_kernels":
+                seen[function] = args
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        inputs(unit).sum().backward()
+    return seen
+
+
+def fresh(value, grad):
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().requires_grad_(grad and value.is_floating_point())
+    return [fresh(each, grad) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("unit", "history"), [
+    ("sigmoid", "by id"), ("dice", "packed"), ("dice, padded statistics", "padded"), ("product, softmax", "masked"),
+])  # fmt: skip
+def test_ops_pass_opcheck(unit, history, backend, device):
+    with dk.use_backend(backend):
+        called = ops_called(Inputs(history, to_user=history != "masked"), unit_of(unit))
+    assert len(called) == 2
+    for (function, arguments), grad in zip(called.items(), (True, False), strict=True):
+        torch.library.opcheck(function, tuple(fresh(each, grad) for each in arguments))
