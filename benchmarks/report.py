@@ -161,6 +161,7 @@ TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "peers": ("local_activation", peers),
     "memory": ("local_activation", memory),
     "history_length": ("history_length", plain),
+    "unit_options": ("unit_options", plain),
     "sparse_update": ("sparse_update", plain),
     "sparse_sizes": ("sparse_sizes", plain),
     "dice": ("dice", plain),

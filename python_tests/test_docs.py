@@ -30,7 +30,7 @@ def test_the_readme_examples_run_one_after_the_other():
     names: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert names["pooled"].shape == (4, 64)
+    assert names["pooled"].shape == (2, 64)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

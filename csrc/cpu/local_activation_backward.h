@@ -89,11 +89,11 @@ void mlp_backward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int
         const int64_t above = m.width_p[l], below = m.width_p[l - 1];
         if (everything) {
             add_columns(w.dz[l], rows, above, grads.bias[l]);
-            gemm(m.width[l], below, rows, w.dz[l], int64_t(1), above, w.h[l - 1], below, grads.weight[l], below,
-                 grads.weight[l], below);
+            gemm(m.width[l], m.width[l - 1], rows, w.dz[l], int64_t(1), above, w.h[l - 1], below, grads.weight[l],
+                 below, grads.weight[l], below);
         }
-        gemm(rows, below, m.width[l], w.dz[l], above, int64_t(1), m.weight[l], below, m.zeros, int64_t(0), w.dz[l - 1],
-             below);
+        gemm(rows, m.width[l - 1], m.width[l], w.dz[l], above, int64_t(1), m.weight[l], below, m.zeros, int64_t(0),
+             w.dz[l - 1], below);
         activate_backward(args.activation, m.params[l - 1], rows, below, w.z[l - 1], w.h[l - 1], w.dz[l - 1],
                           grads.params[l - 1]);
         if (args.dice_training) add_through_statistics(m, l - 1, rows, w.z[l - 1], w.dz[l - 1]);
@@ -162,13 +162,13 @@ void backward_folded(const Call<T>& call, const Block<T>& block, int64_t at, int
         if (!everything) return;
         add_columns(w.dz[0], rows, h1, w.dc + i * h1);
         if (outer)
-            gemm(m.dim, h1, rows, tile, int64_t(1), m.dim_p, w.dz[0], h1, t ? outer_da : m.zeros, t ? h1 : int64_t(0),
-                 outer_da, h1);
+            gemm(m.dim, m.width[0], rows, tile, int64_t(1), m.dim_p, w.dz[0], h1, t ? outer_da : m.zeros,
+                 t ? h1 : int64_t(0), outer_da, h1);
         else
-            gemm(m.width[0], m.dim_p, rows, w.dz[0], int64_t(1), h1, tile, m.dim_p, t ? w.da : m.zeros,
+            gemm(m.width[0], m.dim, rows, w.dz[0], int64_t(1), h1, tile, m.dim_p, t ? w.da : m.zeros,
                  t ? m.dim_p : int64_t(0), w.da, m.dim_p);
         if (args.grad_rows.needed) {
-            gemm(rows, m.dim_p, m.width[0], w.dz[0], h1, int64_t(1), w.folded, m.dim_p, w.drows, m.dim_p, w.drows,
+            gemm(rows, m.dim, m.width[0], w.dz[0], h1, int64_t(1), w.folded, m.dim_p, w.drows, m.dim_p, w.drows,
                  m.dim_p);
             write_history_gradients(call, entry, t, rows, w.drows, w.shared_rows);
         }
@@ -204,15 +204,14 @@ void backward_flat(const Call<T>& call, int64_t chunk, const Stretch* stretches,
     }
     mlp_backward(args, m, rows, only, w, grads);
     if (only < m.hidden) return;
-    gemm(m.width[0], m.dim_p, rows, w.dz[0], int64_t(1), h1, w.tile, m.dim_p, grads.history, m.dim_p, grads.history,
+    gemm(m.width[0], m.dim, rows, w.dz[0], int64_t(1), h1, w.tile, m.dim_p, grads.history, m.dim_p, grads.history,
          m.dim_p);
-    gemm(m.width[0], m.dim_p, rows, w.dz[0], int64_t(1), h1, w.product, m.dim_p, grads.product, m.dim_p, grads.product,
+    gemm(m.width[0], m.dim, rows, w.dz[0], int64_t(1), h1, w.product, m.dim_p, grads.product, m.dim_p, grads.product,
          m.dim_p);
-    gemm(rows, m.dim_p, m.width[0], w.dz[0], h1, int64_t(1), m.product, m.dim_p, m.zeros, int64_t(0), w.dproduct,
+    gemm(rows, m.dim, m.width[0], w.dz[0], h1, int64_t(1), m.product, m.dim_p, m.zeros, int64_t(0), w.dproduct,
          m.dim_p);
     if (args.grad_rows.needed)
-        gemm(rows, m.dim_p, m.width[0], w.dz[0], h1, int64_t(1), m.history, m.dim_p, w.drows, m.dim_p, w.drows,
-             m.dim_p);
+        gemm(rows, m.dim, m.width[0], w.dz[0], h1, int64_t(1), m.history, m.dim_p, w.drows, m.dim_p, w.drows, m.dim_p);
     for (int64_t s = 0; s < used; ++s) {
         const int64_t i = stretches[s].index, row = stretches[s].tile_row;
         const Entry& entry = call.plan->entries[chunk + i];
@@ -249,10 +248,10 @@ void backward_block(const Call<T>& call, const Block<T>& block, int only, const 
         if (only < m.hidden) return;
         // db1 += dc, dWq += dc q^T, dq += (Wq + Wd)^T dc
         add_columns(w.dc, count, h1, grads.bias[0]);
-        gemm(m.width[0], m.dim_p, count, w.dc, int64_t(1), h1, w.queries, m.dim_p, grads.query, m.dim_p, grads.query,
+        gemm(m.width[0], m.dim, count, w.dc, int64_t(1), h1, w.queries, m.dim_p, grads.query, m.dim_p, grads.query,
              m.dim_p);
         if (!args.grad_query.needed) return;
-        gemm(count, m.dim_p, m.width[0], w.dc, h1, int64_t(1), m.query, m.dim_p, w.dq, m.dim_p, w.dq, m.dim_p);
+        gemm(count, m.dim, m.width[0], w.dc, h1, int64_t(1), m.query, m.dim_p, w.dq, m.dim_p, w.dq, m.dim_p);
         for (int64_t i = 0; i < count; ++i) {
             const Entry& entry = call.plan->entries[chunk + i];
             const T* dq = w.dq + i * m.dim_p;

@@ -50,7 +50,7 @@ void pool(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t pos
         for (int64_t t = 0; t < rows; ++t) p.total += scores[t];
         p.top = top;
     }
-    gemm(int64_t(1), m.dim_p, rows, scores, int64_t(0), int64_t(1), tile, m.dim_p, p.sum, int64_t(0), p.sum, m.dim_p);
+    gemm(int64_t(1), m.dim, rows, scores, int64_t(0), int64_t(1), tile, m.dim_p, p.sum, int64_t(0), p.sum, m.dim_p);
 }
 
 template <typename T>

@@ -13,7 +13,7 @@ template <typename T>
 void outer_fold(const Call<T>& call, int64_t d) {
     const PackedMlp<T>& m = call.mlp;
     const int64_t h1 = m.width_p[0];
-    gemm(call.outer.count, h1, m.dim, call.outer.queries, m.dim_p, int64_t(1), m.outer_t + d * m.dim * h1, h1,
+    gemm(call.outer.count, m.width[0], m.dim, call.outer.queries, m.dim_p, int64_t(1), m.outer_t + d * m.dim * h1, h1,
          m.history_t + d * h1, int64_t(0), call.outer.folded_t + d * h1, m.dim * h1);
 }
 
@@ -27,7 +27,8 @@ void outer_weight_gradients(const Call<T>& call, int64_t d) {
     for (int64_t i = 0; i < call.outer.count; ++i)
         for (int64_t j = 0; j < h1; j += kLanes<T>)
             store(history + j, load(history + j) + load(da + i * m.dim * h1 + j));
-    gemm(m.dim, h1, call.outer.count, call.outer.queries, int64_t(1), m.dim_p, da, m.dim * h1, outer, h1, outer, h1);
+    gemm(m.dim, m.width[0], call.outer.count, call.outer.queries, int64_t(1), m.dim_p, da, m.dim * h1, outer, h1, outer,
+         h1);
 }
 
 // dq_ij += sum_d <Wo[:, j, d], dA_i[:, d]>
@@ -37,8 +38,8 @@ void outer_query_gradients(const Call<T>& call, int64_t first, int64_t last) {
     const int64_t h1 = m.width_p[0];
     T* dq = call.outer.grad_queries + first * m.dim_p;
     for (int64_t d = 0; d < m.dim; ++d)
-        gemm(last - first, m.dim_p, m.width[0], call.outer.folded_t + first * m.dim * h1 + d * h1, m.dim * h1,
-             int64_t(1), m.outer + d * m.width[0] * m.dim_p, m.dim_p, dq, m.dim_p, dq, m.dim_p);
+        gemm(last - first, m.dim, m.width[0], call.outer.folded_t + first * m.dim * h1 + d * h1, m.dim * h1, int64_t(1),
+             m.outer + d * m.width[0] * m.dim_p, m.dim_p, dq, m.dim_p, dq, m.dim_p);
 }
 
 }  // namespace

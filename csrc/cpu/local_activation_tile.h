@@ -116,7 +116,7 @@ void hidden_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, i
                     Workspace<T>& w) {
     for (int l = 0; l < until; ++l) {
         activate(args.activation, m.params[l], rows, m.width_p[l], w.z[l], w.h[l]);
-        gemm(rows, m.width_p[l + 1], m.width[l], w.h[l], m.width_p[l], int64_t(1), m.weight_t[l + 1], m.width_p[l + 1],
+        gemm(rows, m.width[l + 1], m.width[l], w.h[l], m.width_p[l], int64_t(1), m.weight_t[l + 1], m.width_p[l + 1],
              m.bias[l + 1], int64_t(0), w.z[l + 1], m.width_p[l + 1]);
     }
 }
@@ -135,8 +135,8 @@ void query_side(const Call<T>& call, int64_t first, int64_t count, Workspace<T>&
     for (int64_t i = 0; i < count; ++i)
         fetch_row(call.args->query, call.args->storage, call.plan->entries[first + i].query, m.dim_p,
                   w.queries + i * m.dim_p);
-    gemm(count, m.width_p[0], m.dim, w.queries, m.dim_p, int64_t(1), m.query_t, m.width_p[0], m.bias[0], int64_t(0),
-         w.c, m.width_p[0]);
+    gemm(count, m.width[0], m.dim, w.queries, m.dim_p, int64_t(1), m.query_t, m.width_p[0], m.bias[0], int64_t(0), w.c,
+         m.width_p[0]);
 }
 
 // Folds entry i of the chunk, the block's entry `at`, and calls body(t, tile, rows) for its tiles, z[0] filled.
@@ -153,7 +153,7 @@ void folded_tiles(const Call<T>& call, const Block<T>& block, int64_t at, int64_
     for (int64_t t = 0; t < entry.rows; t += kTile) {
         const int64_t rows = entry.rows - t < kTile ? entry.rows - t : kTile;
         const T* tile = tile_of(args, entry.position + t, rows, m.dim_p, w.tile);
-        gemm(rows, h1, m.dim, tile, m.dim_p, int64_t(1), w.folded_t, h1, w.c + i * h1, int64_t(0), w.z[0], h1);
+        gemm(rows, m.width[0], m.dim, tile, m.dim_p, int64_t(1), w.folded_t, h1, w.c + i * h1, int64_t(0), w.z[0], h1);
         body(t, tile, rows);
     }
 }
@@ -173,8 +173,8 @@ void flat_tiles(const Call<T>& call, int64_t first, int64_t count, Workspace<T>&
     int64_t used = 0, rows = 0;
     const auto flush = [&] {
         if (!rows) return;
-        gemm(rows, width, m.dim, w.tile, m.dim_p, int64_t(1), m.history_t, width, w.z[0], width, w.z[0], width);
-        gemm(rows, width, m.dim, w.product, m.dim_p, int64_t(1), m.product_t, width, w.z[0], width, w.z[0], width);
+        gemm(rows, m.width[0], m.dim, w.tile, m.dim_p, int64_t(1), m.history_t, width, w.z[0], width, w.z[0], width);
+        gemm(rows, m.width[0], m.dim, w.product, m.dim_p, int64_t(1), m.product_t, width, w.z[0], width, w.z[0], width);
         body(stretches, used, rows);
         used = rows = 0;
     };

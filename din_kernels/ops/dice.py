@@ -128,7 +128,8 @@ def dice(
     _check(x, alpha, mean, var, weight, bias, training, mask)
     backend = backends.select(backends.Request("dice", x.device.type, x.dtype))
     if backend == "reference":
-        return _reference(x, alpha, mean, var, training, eps, mask, weight, bias)
+        running = (None, None) if training else (mean.detach(), var.detach())
+        return _reference(x, alpha, *running, training, eps, mask, weight, bias)
     wide = torch.promote_types(x.dtype, torch.float32)
     rows = x.reshape(-1, x.shape[-1])
     mask = None if mask is None else mask.reshape(-1)

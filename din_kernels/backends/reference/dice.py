@@ -51,7 +51,7 @@ def dice(
     if training:
         mean, var = batch_statistics(wide)
     else:
-        mean, var = mean.detach().to(wide.dtype), var.detach().to(wide.dtype)
+        mean, var = mean.to(wide.dtype), var.to(wide.dtype)
     y = pointwise(wide, alpha.to(wide.dtype), mean, var, eps, weight, bias).to(x.dtype)
     if mask is not None:
         y = torch.zeros_like(rows).masked_scatter(mask.reshape(-1, 1), y)
