@@ -113,9 +113,11 @@ def run_all(name: str, path: Path, epochs: int, seeds: int) -> None:
 
 def rows_of(runs: dict[Run, dict[str, list[float]]]) -> list[dict]:
     """One row per activation and regularizer: what was chosen, and the test metrics of all seeds at that epoch."""
-    rows = []
+    rows, tuned = [], {(run.activation, run.regularizer) for run in runs if run.phase == "tuning"}
     for activation in ACTIVATIONS:
         for regularizer in COEFFS:
+            if (activation, regularizer) not in tuned:
+                continue
             best, epoch, validation = chosen(runs, activation, regularizer)
             final = [metrics for run, metrics in runs.items()
                      if dataclasses.replace(run, phase="tuning", seed=0) == best and run.phase == "final"]  # fmt: skip
