@@ -69,10 +69,10 @@ struct LocalActivationArgs {
     bool dice_training;
     Normalize normalize;
     T scale;
-    T* pooled;        // [Q, D]
+    T* pooled;          // [Q, D]
     double* logsumexp;  // [Q], softmax only; double, for scores of any size
-    T* pair_weights;  // [total_pairs], zero where no pair lies
-    T* statistics;    // [2, sum of hidden widths], dice_training: means, then biased variances
+    T* pair_weights;    // [total_pairs], zero where no pair lies
+    T* statistics;      // [2, sum of hidden widths], dice_training: means, then biased variances
     // backward only
     const T* grad_pooled;        // [Q, D]
     const T* grad_pair_weights;  // [total_pairs] or null
