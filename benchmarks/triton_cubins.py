@@ -8,7 +8,6 @@ forward kernel spills.
 from __future__ import annotations
 
 import argparse
-import collections
 import os
 import re
 import subprocess
@@ -26,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from din_kernels.backends.triton import chips, local_activation, mba_penalty, sparse_update
+from din_kernels.backends.triton import chips, dice, local_activation, mba_penalty, sparse_update
 from din_kernels.ops.local_activation import feature_width
 from din_kernels.ops.sparse_update import RULES, Hyper
 
@@ -155,6 +154,13 @@ def sparse_calls() -> dict[str, Callable[[], Any]]:
     return {f"sparse_update, {rule}": update(rule) for rule in RULES} | {"mba_penalty": penalty}
 
 
+def dice_call() -> Any:
+    """Dice in training over [4096, 200] bf16, forward and backward."""
+    x, alpha = torch.zeros(4096, 200, dtype=torch.bfloat16), torch.zeros(200)
+    y, mean, var, _ = dice.forward(x, alpha, None, None, None, None, None, True, 1e-8)
+    return dice.backward(y, x, alpha, None, None, mean, var, None, True, 1e-8)
+
+
 def facts(kernel: Any) -> dict[str, Any]:
     """Registers and stack of a cubin from cuobjdump; spills as loads and stores of local memory in its SASS."""
     with tempfile.TemporaryDirectory() as folder:
@@ -202,21 +208,21 @@ def main() -> int:
     parser.add_argument("--chips", nargs="+", choices=CHIPS, default=list(CHIPS))
     parser.add_argument("--calls", nargs="+", metavar="name", help="default: all; no page is written for some")
     options = parser.parse_args()
-    calls = {name: unit_call(shape) for name, shape in UNITS.items()} | sparse_calls()
+    calls = {name: unit_call(shape) for name, shape in UNITS.items()} | sparse_calls() | {"dice": dice_call}
     rows, spilling = [], []
     for chip in options.chips:
-        seen: set[tuple] = collections.defaultdict(int)
+        seen = set()
         for name in options.calls or calls:
             begin = time.perf_counter()
             for kernel_name, kernel in compiled(chip, calls[name]):
-                row = {"chip": chip, "call": name, "kernel": kernel_name} | facts(kernel)
                 if kernel.hash in seen:
                     continue
-                seen[kernel.hash] += 1
+                seen.add(kernel.hash)
+                row = {"chip": chip, "call": name, "kernel": kernel_name} | facts(kernel)
                 rows.append(row)
                 if row["spills"] and "backward" not in kernel_name:
                     spilling.append(f"{chip}, {name}: {kernel_name} has {row['spills']} spills")
-                print(f"{chip} {name}: {kernel_name} {row}", flush=True)
+                print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             print(f"{chip} {name}: {time.perf_counter() - begin:.1f} s", flush=True)
     if options.calls is None and set(options.chips) == set(CHIPS):
         PAGE.parent.mkdir(parents=True, exist_ok=True)

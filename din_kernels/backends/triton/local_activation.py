@@ -184,15 +184,19 @@ def backward(
     pair_begin = begin if pair_begin is None else pair_begin  # a pointer that is not followed without gradients
     sums = {"prelu": 1, "dice": 3}.get(activation, 0)
     at = Parts(call, sums)
-    atomic = query_to_user is not None
-    rows_dtype = torch.float32 if atomic else call.dtype
+    # Candidates that share a history add to the same rows: atomically, or one by one in a fixed order when asked for.
+    shared_rows = "none" if query_to_user is None or not need_rows else "atomic"
+    if shared_rows == "atomic" and torch.are_deterministic_algorithms_enabled():
+        shared_rows = "ordered"
+    rows_dtype = call.dtype if shared_rows == "none" else torch.float32
     grad_rows = tuple(
         torch.zeros(call.rows, table.shape[1], dtype=rows_dtype, device=call.device)
         if need_rows
         else table.new_empty(0)
         for table in call.source[2]
     )
-    shape = tiles(call, "_backward", splits=features != "outer")
+    ordered = shared_rows == "ordered"
+    shape = tiles(call, "_backward", splits=features != "outer" and not ordered, single=ordered)
     grad_query = torch.zeros(shape.splits, queries, dim, **wide)
     grad_term = torch.zeros(shape.splits, queries, widths[0], **wide)
     parts = torch.zeros(at.size, **wide)
@@ -207,15 +211,17 @@ def backward(
             shared["STEPS"] = tuple(tuple(int(p.numel() > 1) for p in layer) for layer in call.params)
             for begins, ends, folded in chunks(call) if queries else ():
                 each = torch.zeros(shape.programs, at.size, **wide)
+                order, bounds = _by_user(query_to_user, begins, ends, shape.programs) if ordered else (None, None)
                 grad_folded = None
                 if folded is not None and stop < 0:
                     grad_folded = torch.empty(folded.shape, **wide)
                 backward_kernel[(shape.programs,)](
                     call.source, call.where, arguments(call), term, folded, grad_pooled, pooled, logsumexp, pair_begin,
                     pair_weights, grad_pair_weights, grad_query, grad_term, grad_folded,
-                    grad_rows if need_rows and stop < 0 else (), each, queries, begins, ends, shape.splits, scale,
+                    grad_rows if need_rows and stop < 0 else (), each, order, bounds, queries, begins, ends,
+                    shape.splits, scale,
                     HIDDEN=hidden, SOFTMAX=softmax, STOP=stop, SUMS=sums, SIZE=at.size, AT=at.first,
-                    AT_LAYERS=at.layers, ATOMIC=atomic, **shared, **shape.constants,
+                    AT_LAYERS=at.layers, SHARED=shared_rows, **shared, **shape.constants,
                 )  # fmt: skip
                 total += each.sum(0)
                 if grad_folded is not None:
@@ -230,6 +236,14 @@ def backward(
         parts = launch(-1)
     return _gradients(call, at, parts, grad_query.sum(0), grad_term.sum(0), first, sums, dice_training, grad_rows,
                       need_query)  # fmt: skip
+
+
+def _by_user(query_to_user: torch.Tensor, first: int, last: int, programs: int):
+    """Candidates first .. last by user, and where each program's begin [programs + 1]: no user is in two of them."""
+    users, order = torch.sort(query_to_user[first:last], stable=True)
+    even = torch.arange(programs, device=users.device) * (last - first) // programs
+    bounds = torch.searchsorted(users, users[even])
+    return order, torch.cat([bounds, torch.full((1,), last - first, device=users.device)])
 
 
 class _FirstLayerOfOuter:

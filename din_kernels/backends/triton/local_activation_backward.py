@@ -134,18 +134,23 @@ def through_layers(
 
 @triton.jit
 def add_row_gradients(
-    grads,  # per table [M, D_k]; fp32 where ATOMIC
+    grads,  # per table [M, D_k]; fp32 where SHARED
     row, inside,  # [ROWS]
     values,  # [ROWS, width] fp32 per span of D
-    D_SPANS: tl.constexpr, SOURCES: tl.constexpr, ATOMIC: tl.constexpr,
+    D_SPANS: tl.constexpr, SOURCES: tl.constexpr,
+    SHARED: tl.constexpr,  # candidates that share a row: "none"; "atomic"; "ordered": all in this program, one by one
 ):  # fmt: skip
+    if SHARED == "ordered":
+        tl.debug_barrier()  # what other threads of the program stored for the candidate before
     for b in tl.static_range(len(D_SPANS)):
         pointer = grads[SOURCES[b][0]]
         column = tl.arange(0, D_SPANS[b][1])
         at = row[:, None] * SOURCES[b][2] + (SOURCES[b][1] + column)[None, :]
         mask = inside[:, None] & (column < D_SPANS[b][2])[None, :]
-        if ATOMIC:
+        if SHARED == "atomic":
             tl.atomic_add(pointer + at, values[b], mask=mask, sem="relaxed")
+        elif SHARED == "ordered":
+            tl.store(pointer + at, tl.load(pointer + at, mask=mask, other=0.0) + values[b], mask=mask)
         else:
             tl.store(pointer + at, narrow(values[b], pointer.dtype.element_ty), mask=mask)
 
@@ -162,6 +167,7 @@ def backward_kernel(
     grad_folded,  # outer: dA [last - first, H1, D] fp32
     grad_rows,  # per table [M, D_k], or none
     parts,  # [programs, SIZE] fp32: gradients of weights, per program
+    order, bounds,  # SHARED == "ordered": candidates by user [last - first]; program p takes bounds[p] .. bounds[p + 1]
     queries, first, last,
     splits,
     scale,
@@ -174,7 +180,7 @@ def backward_kernel(
     SUMS: tl.constexpr,  # of the activation
     SIZE: tl.constexpr, AT: tl.constexpr,  # where in a part: Wk', Wp, w_last, b_last
     AT_LAYERS: tl.constexpr,  # per hidden layer: W, b, sums
-    ATOMIC: tl.constexpr,
+    SHARED: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = source[2][0].dtype.element_ty
     ROWS: tl.constexpr = GROUP * LENGTH
@@ -190,8 +196,14 @@ def backward_kernel(
     d_last, d_bias = (), tl.zeros([], tl.float32)
     if HIDDEN > 0:
         d_last = zero_vectors(LAYERS[HIDDEN - 1])
-    for work in range(tl.program_id(0), tl.cdiv(last - first, GROUP) * splits, tl.num_programs(0)):
+    begin, end, step = tl.program_id(0), tl.cdiv(last - first, GROUP) * splits, tl.num_programs(0)
+    if SHARED == "ordered":
+        begin = tl.load(bounds + tl.program_id(0)).to(tl.int32)
+        end, step = tl.load(bounds + tl.program_id(0) + 1).to(tl.int32), tl.num_programs(0) * 0 + 1
+    for work in range(begin, end, step):
         group, split = work // splits, work % splits
+        if SHARED == "ordered":
+            group = tl.load(order + work)
         candidate, present, start, count, q, c, a = open_group(
             tl.cast(group, tl.int32), first, last, source, where, term, folded, mlp[4], key,
             D_SPANS, Q_SOURCES, DIM, LAYERS[0], WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
@@ -255,7 +267,7 @@ def backward_kernel(
                     both = ()
                     for b in tl.static_range(len(dk)):
                         both = both + (dk[b] + tl.where(counts[:, None], w[:, None] * each_g[b].to(tl.float32), 0.0),)
-                    add_row_gradients(grad_rows, row, valid, both, D_SPANS, K_SOURCES, ATOMIC)
+                    add_row_gradients(grad_rows, row, valid, both, D_SPANS, K_SOURCES, SHARED)
         if STOP < 0:
             if len(mlp[4]) == 0:
                 store_matrix(grad_folded + tl.cast(group, tl.int64) * WIDTHS[0] * DIM, DIM, da, D_SPANS, LAYERS[0])

@@ -90,13 +90,14 @@ class Tiles(NamedTuple):
     splits: int  # programs that share one history
 
 
-def tiles(call: Call, direction: str, splits: bool) -> Tiles:
-    """Folded from an average history of `fold_from` behaviours on (M / U, which no wait for the GPU reads), and for
-    outer, which has no other form; grouped below. Histories are split where the candidates alone leave programs idle.
+def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Tiles:
+    """Folded from an average history of `fold_from` behaviours on (M / U, which no wait for the GPU reads), for
+    outer, which has no other form, and where tiles must hold a single candidate; grouped below. Histories are split
+    where the candidates alone leave programs idle.
     """
     config = chips.configuration("local_activation", call.device)
     average = call.rows // max(call.users, 1)
-    folded = call.features == "outer" or average >= config["fold_from"]
+    folded = single or call.features == "outer" or average >= config["fold_from"]
     shape = dict(config[("folded" if folded else "grouped") + direction])
     group, length = shape.pop("group"), shape.pop("length")
     # Wide rows: as many elements in a tile as at D = 128.

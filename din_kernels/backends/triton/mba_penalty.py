@@ -99,7 +99,11 @@ def forward(weight, ids, counts, coeff, padding_idx):
     """Kernel calls of the op's forward: penalty [], unique [N], unique_count []."""
     unique = torch.full((ids.numel(),), -1, dtype=torch.int64, device=weight.device)
     if not ids.numel() or not weight.shape[1]:
-        return weight.new_zeros(()), unique, torch.zeros((), dtype=torch.int64, device=weight.device)
+        return (
+            weight.new_zeros((), dtype=torch.float32),
+            unique,
+            torch.zeros((), dtype=torch.int64, device=weight.device),
+        )
     weight, counts = weight.contiguous(), counts.contiguous()
     ids = torch.sort(ids).values
     first = torch.empty_like(unique)
@@ -111,7 +115,7 @@ def forward(weight, ids, counts, coeff, padding_idx):
         penalty_kernel[partials.shape](
             weight, ids, first, rank, counts, unique, partials, len(ids), weight.shape[1], **shape
         )
-    return (0.5 * coeff * partials.sum()).to(weight.dtype), unique, rank[-1].clone()
+    return 0.5 * coeff * partials.sum(), unique, rank[-1].clone()
 
 
 def backward(grad, weight, unique, unique_count, counts, coeff, entries, sparse):
