@@ -37,7 +37,13 @@ def stored(op: str) -> dict[str, dict[str, Any]]:
 def configuration(op: str, device: torch.device) -> dict[str, Any]:
     """The op's configuration on this device's chip: what is stored for it over the default."""
     table = stored(op)
-    return table["default"] | table.get(chip(device), {})
+    return _over(table["default"], table.get(chip(device), {}))
+
+
+def _over(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    return default | {
+        key: _over(default.get(key, {}), value) if isinstance(value, dict) else value for key, value in own.items()
+    }
 
 
 @functools.cache

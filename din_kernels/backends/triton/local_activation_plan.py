@@ -98,10 +98,11 @@ def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Til
     config = chips.configuration("local_activation", call.device)
     average = call.rows // max(call.users, 1)
     folded = single or call.features == "outer" or average >= config["fold_from"]
-    shape = dict(config[("folded" if folded else "grouped") + direction])
+    shapes = config["16 bit" if call.dtype.itemsize == 2 else "32 bit"]
+    shape = dict(shapes[("folded" if folded else "grouped") + direction])
     group, length = shape.pop("group"), shape.pop("length")
     # Wide rows: as many elements in a tile as at D = 128.
-    while call.constants["DIM"] * length > 128 * config["folded"]["length"] and length * group > LEAST:
+    while call.constants["DIM"] * length > 128 * shapes["folded"]["length"] and length * group > LEAST:
         length //= 2
     work = triton.cdiv(max(call.queries, 1), group)
     most = chips.multiprocessors(call.device) * config["programs_per_multiprocessor"]
