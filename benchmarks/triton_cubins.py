@@ -224,9 +224,9 @@ def main() -> int:
                     spilling.append(f"{chip}, {name}: {kernel_name} has {row['spills']} spills")
                 print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             print(f"{chip} {name}: {time.perf_counter() - begin:.1f} s", flush=True)
-    if options.calls is None and set(options.chips) == set(CHIPS):
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(page(rows))
+        if options.calls is None:
+            PAGE.parent.mkdir(parents=True, exist_ok=True)
+            PAGE.write_text(page(rows))
     for line in spilling:
         print(line, file=sys.stderr)
     return 1 if spilling else 0
