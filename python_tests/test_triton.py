@@ -66,3 +66,22 @@ def test_spans_cross_no_border_of_a_table():
     d_spans, query, rows = _sources([20], [12, 8])
     assert d_spans == ((0, 16, 12), (12, 16, 8))
     assert query == ((0, 0, 20), (0, 12, 20)) and rows == ((0, 0, 12), (1, 0, 8))
+
+
+@pytest.mark.parametrize("script", ["gpu_check.py", "triton_search.py"])
+def test_scripts_for_a_gpu_say_what_they_would_do_without_one(script):
+    done = run(f"benchmarks/{script}", "--dry-run")
+    assert done.returncode == 0 and done.stdout.startswith("skipped: dry run; would"), done.stderr
+
+
+@pytest.mark.parametrize("op", ["local_activation"])
+def test_every_stored_configuration_launches_powers_of_two_and_16_rows_or_more(op):
+    from din_kernels.backends.triton import chips
+
+    for chip, table in chips.stored(op).items():
+        for size in ("16 bit", "32 bit"):
+            for path, shape in table.get(size, {}).items():
+                numbers = [shape[key] for key in ("group", "length", "num_warps")]
+                assert all(number & (number - 1) == 0 for number in numbers), (chip, path)
+                assert shape["group"] * shape["length"] >= 16, (chip, path)
+                assert shape["group"] == 1 or "grouped" in path, (chip, path)
