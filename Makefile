@@ -10,13 +10,25 @@ BUILT := $(VENV)/.built-cuda-$(or $(DIN_KERNELS_CUDA),auto)
 NATIVE := setup.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATTED := $(filter %.cpp %.cu %.cuh %.h,$(NATIVE))
 
-.PHONY: demo test lint format bench build clean
+.PHONY: demo test test-triton cubins gpu-check lint format bench build clean
 
 demo: $(BUILT)
 	$(BIN)/din-kernels demo $(if $(DATA),--data $(DATA))
 
 test: $(BUILT) lint
 	$(BIN)/pytest -q python_tests
+
+# Every combination of options, by Triton's interpreter; `test` runs a representative set.
+test-triton: $(BUILT)
+	TRITON_INTERPRET=1 $(BIN)/pytest -q python_tests/triton_interpreted.py
+
+# Every Triton kernel compiled for sm_80, sm_90 and sm_100, no GPU needed; writes docs/results/triton_cubins.md.
+cubins: $(BUILT)
+	$(BIN)/python benchmarks/triton_cubins.py
+
+# On a machine with a GPU: build, GPU tests, benchmarks, one JSON, in under 9 minutes.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
 
 lint: $(BUILT)
 	$(BIN)/ruff check -q .

@@ -20,3 +20,8 @@ def data_folder() -> Path:
     """Where the real data sets of tests and benchmarks lie: DIN_KERNELS_TEST_DATA, or ../shared/data of a checkout."""
     given = os.environ.get("DIN_KERNELS_TEST_DATA")
     return Path(given or Path(__file__).resolve().parents[1] / ".." / "shared" / "data").resolve()
+
+
+def triton_interprets() -> bool:
+    """Whether TRITON_INTERPRET has Triton run its kernels on the CPU; Triton reads it when it is imported."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")

@@ -194,7 +194,7 @@ def reference_results(inputs: Inputs, dtype: torch.dtype) -> dict[str, torch.Ten
 def _cast(unit, dtype):
     made = type(unit)(unit.dim, unit.hidden, unit.activation, unit.features, unit.normalize, unit.scale, dtype=dtype)
     made.load_state_dict(unit.state_dict())
-    return made.train(unit.training)
+    return made.to(next(unit.parameters()).device).train(unit.training)
 
 
 def equal_variants(

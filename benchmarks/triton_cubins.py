@@ -1,0 +1,236 @@
+"""Compiles every Triton kernel as the house shapes launch it, without a GPU: registers, spills, matrix instructions.
+
+Calls the backend's functions on small CPU tensors whose sizes take the same path; a launch compiles the kernel for the
+chip, with the stored configuration, and runs nothing. Writes docs/results/triton_cubins.md. Exit status 1 where a
+forward kernel spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["TRITON_INTERPRET"] = "0"
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from din_kernels.backends.triton import chips, dice, local_activation, mba_penalty, sparse_update
+from din_kernels.ops.local_activation import feature_width
+from din_kernels.ops.sparse_update import RULES, Hyper
+
+CHIPS = {"sm_80": (80, 108), "sm_90": (90, 132), "sm_100": (100, 148)}  # compute capability, multiprocessors
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "triton_cubins.md"
+INSTRUCTIONS = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma": "mma.sync", "tanh.approx": "tanh.approx"}
+NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class Unit(NamedTuple):
+    """A call of the unit that takes the kernels' path of a house shape."""
+
+    length: int  # average
+    dtype: torch.dtype = torch.float32
+    dim: int = 128
+    hidden: tuple[int, ...] = (80, 40)
+    activation: str = "sigmoid"
+    features: str = "concat"
+    normalize: str = "none"
+    users: int = 1024
+    candidates: int = 1
+    training: bool = False
+    precision: str = "highest"
+
+
+UNITS = {
+    "gpu_train": Unit(100, torch.bfloat16),
+    "gpu_train, softmax": Unit(100, torch.bfloat16, normalize="softmax"),
+    "gpu_train, Dice in training": Unit(100, torch.bfloat16, activation="dice", training=True),
+    "gpu_train, outer": Unit(100, torch.bfloat16, features="outer", users=8),
+    "gpu_train, fp16": Unit(100, torch.float16),
+    "uniform100": Unit(50),
+    "uniform100, TF32": Unit(50, precision="high"),
+    "real": Unit(10),
+    "real, bf16": Unit(10, torch.bfloat16),
+    "industrial": Unit(25, dim=36, hidden=(36,), activation="prelu"),
+    "long": Unit(10_000, dim=64, users=4),
+    "serving, bf16": Unit(100, torch.bfloat16, users=1, candidates=500),
+}
+
+
+class Offline:
+    """What Triton asks of a GPU's driver before it compiles."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch  # kernels are kept per device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiled(chip: str, call: Callable[[], Any]) -> list[tuple[str, Any]]:
+    """(name, kernel) of every launch of `call`, compiled for the chip, each once."""
+    capability, multiprocessors = CHIPS[chip]
+    found: dict[Any, tuple[str, Any]] = {}
+    run = JITFunction.run
+
+    def compile_only(self, *args, **kwargs):
+        kernel = run(self, *args, **kwargs | {"warmup": True})
+        found[kernel.hash] = (self.fn.__name__, kernel)
+        return kernel
+
+    originals = chips.chip, chips.multiprocessors
+    chips.chip, chips.multiprocessors = (lambda device: chip), (lambda device: multiprocessors)
+    JITFunction.run = compile_only
+    driver.set_active(Offline(capability))
+    try:
+        call()
+    finally:
+        JITFunction.run = run
+        chips.chip, chips.multiprocessors = originals
+    return list(found.values())
+
+
+def unit_call(shape: Unit) -> Callable[[], Any]:
+    """Forward and backward of the unit on tensors whose values do not matter."""
+    dim, queries = shape.dim, shape.users * shape.candidates
+    rows = shape.users * shape.length
+    widths = [feature_width(dim, shape.features), *shape.hidden, 1]
+    weights = [torch.zeros(b, a, dtype=shape.dtype) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    biases = [torch.zeros(b, dtype=shape.dtype) for b in widths[1:]]
+    params = {"prelu": 1, "dice": 1 if shape.training else 3}.get(shape.activation, 0)
+    length = torch.full((shape.users,), shape.length)
+    where = [torch.arange(shape.users) * shape.length, length, None, None]
+    user = torch.arange(shape.users).repeat_interleave(shape.candidates) if shape.candidates > 1 else None
+    inputs = [
+        [torch.zeros(queries, dim, dtype=shape.dtype)], [], [torch.zeros(rows, dim, dtype=shape.dtype)], [], *where,
+        user, None, 0, weights, biases, [torch.zeros(width) for width in shape.hidden for _ in range(params)],
+        [1e-8] * len(shape.hidden) if params > 0 else [], shape.training, True, shape.features, shape.activation,
+        shape.normalize, 1.0,
+    ]  # fmt: skip
+
+    def call():
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(shape.precision)
+        try:
+            saved = local_activation.forward(*inputs)
+            local_activation.backward(torch.zeros(queries, dim, dtype=shape.dtype), None, *inputs, *saved, True, True)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return call
+
+
+def sparse_calls() -> dict[str, Callable[[], Any]]:
+    """The sparse ops at D = 64, in fp32."""
+    weight, ids, grads = torch.zeros(1024, 64), torch.arange(512), torch.zeros(512, 64)
+    counts = torch.ones(1024, dtype=torch.int64)
+
+    def update(rule):
+        states = [torch.zeros_like(weight) if shape == "VD" else torch.zeros(1024) for shape in RULES[rule]]
+        hyper = Hyper(0.1, 0.1, 0.9, 0.99, 1e-8, 0.01)
+        return lambda: sparse_update.sparse_update(rule, weight, states, ids, grads, counts, 0, hyper)
+
+    def penalty():
+        value, unique, count = mba_penalty.forward(weight, ids, counts, 0.01, 0)
+        for sparse in (True, False):
+            mba_penalty.backward(value, weight, unique, count, counts, 0.01, 512, sparse)
+
+    return {f"sparse_update, {rule}": update(rule) for rule in RULES} | {"mba_penalty": penalty}
+
+
+def dice_call() -> Any:
+    """Dice in training over [4096, 200] bf16, forward and backward."""
+    x, alpha = torch.zeros(4096, 200, dtype=torch.bfloat16), torch.zeros(200)
+    y, mean, var, _ = dice.forward(x, alpha, None, None, None, None, None, True, 1e-8)
+    return dice.backward(y, x, alpha, None, None, mean, var, None, True, 1e-8)
+
+
+def facts(kernel: Any) -> dict[str, Any]:
+    """Registers and stack of a cubin from cuobjdump; spills as loads and stores of local memory in its SASS."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(kernel.asm["cubin"])
+        usage, sass = (
+            subprocess.run([NVIDIA / "cuobjdump", option, path], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    ptx = kernel.asm["ptx"]
+    return {
+        "registers": int(used["REG"]),
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        "stack": int(used["STACK"]) + int(used["LOCAL"]),
+        "shared": kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+        "matrix": ", ".join(name for name, word in INSTRUCTIONS.items() if word in ptx) or "none",
+    }
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "# Triton kernels as compiled\n",
+        f"Made by `python benchmarks/triton_cubins.py` with Triton {triton.__version__}, without a GPU: what the "
+        "compiler says, not a measurement. Registers per thread; spills: instructions that read or write local memory; "
+        "shared memory and stack in bytes. fp32 under `highest` is computed on the ordinary units (matrix: none).\n",
+    ]
+    for chip in CHIPS:
+        own = [row for row in rows if row["chip"] == chip]
+        if own:
+            lines += [f"## {chip}\n", "| call | kernel | registers | spills | stack | shared | warps | matrix |",
+                      "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+            lines += [
+                "| " + " | ".join(str(row[key]) for key in ("call", "kernel", "registers", "spills", "stack", "shared",
+                                                            "warps", "matrix")) + " |"
+                for row in own
+            ] + [""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chips", nargs="+", choices=CHIPS, default=list(CHIPS))
+    parser.add_argument("--calls", nargs="+", metavar="name", help="default: all; no page is written for some")
+    options = parser.parse_args()
+    calls = {name: unit_call(shape) for name, shape in UNITS.items()} | sparse_calls() | {"dice": dice_call}
+    rows, spilling = [], []
+    for chip in options.chips:
+        seen = set()
+        for name in options.calls or calls:
+            begin = time.perf_counter()
+            for kernel_name, kernel in compiled(chip, calls[name]):
+                if kernel.hash in seen:
+                    continue
+                seen.add(kernel.hash)
+                row = {"chip": chip, "call": name, "kernel": kernel_name} | facts(kernel)
+                rows.append(row)
+                if row["spills"] and "backward" not in kernel_name:
+                    spilling.append(f"{chip}, {name}: {kernel_name} has {row['spills']} spills")
+                print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            print(f"{chip} {name}: {time.perf_counter() - begin:.1f} s", flush=True)
+        if options.calls is None:
+            PAGE.parent.mkdir(parents=True, exist_ok=True)
+            PAGE.write_text(page(rows))
+    for line in spilling:
+        print(line, file=sys.stderr)
+    return 1 if spilling else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""What the launches need to know of a chip, and the configurations stored for it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib.resources import files
+from typing import Any
+
+import torch
+
+from din_kernels.backends.triton import INTERPRETED
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU. Interpreted, 2: enough for programs to loop and for results to be merged."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+@functools.cache
+def chip(device: torch.device) -> str:
+    """The chip as configurations name it: "sm_90", "gfx942"; "default" off the GPU."""
+    if device.type != "cuda":
+        return "default"
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+@functools.cache
+def stored(op: str) -> dict[str, dict[str, Any]]:
+    """Configurations of an op by chip."""
+    return json.loads((files(__package__) / "configs" / f"{op}.json").read_text())
+
+
+def configuration(op: str, device: torch.device) -> dict[str, Any]:
+    """The op's configuration on this device's chip: what is stored for it over the default."""
+    table = stored(op)
+    return _over(table["default"], table.get(chip(device), {}))
+
+
+def _over(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    return default | {
+        key: _over(default.get(key, {}), value) if isinstance(value, dict) else value for key, value in own.items()
+    }
+
+
+@functools.cache
+def fast_tanh(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether tanh.approx serves: an instruction of NVIDIA's, its error below that of 16-bit storage."""
+    return not INTERPRETED and torch.version.hip is None and dtype in (torch.bfloat16, torch.float16)
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How fp32 products are made, by torch.get_float32_matmul_precision(); 16-bit ones are exact either way."""
+    return "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -1,0 +1,112 @@
+"""From the op's arguments to a launch: spans, tile shape, number of programs, and how the first layer is made."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from din_kernels.backends.triton import chips
+from din_kernels.backends.triton.blocks import LEAST, spans
+
+CHUNK_BYTES = 64 * 2**20  # of outer's A [chunk, H1, D]
+STEPS_PER_PART = 4  # a history is split among programs into parts of at least so many tiles
+
+
+class Call(NamedTuple):
+    """The op's inputs, contiguous, as every kernel of the unit takes them."""
+
+    source: tuple  # (query_tables, query_ids, row_tables, row_ids)
+    where: tuple  # (begin, length, row_index, row_mask, query_to_user)
+    weights: list[torch.Tensor]
+    biases: list[torch.Tensor]
+    params: list[list[torch.Tensor]]  # per hidden layer
+    eps: list[float]
+    first: tuple[torch.Tensor, ...]  # (Wk' = Wk - Wd, Wp) of concat and product [H1, D]; none for outer
+    through_query: torch.Tensor  # Wq, for concat Wq + Wd [H1, D]
+    constants: dict[str, Any]  # what every kernel takes as constexpr
+    queries: int  # Q
+    rows: int  # M
+    users: int  # U
+    device: torch.device
+    dtype: torch.dtype  # of the rows, and of the products
+    features: str
+
+
+def _sources(query_widths: list[int], row_widths: list[int]):
+    """Spans of D that cross no border of a table, and for each where query and rows have it."""
+
+    def place(widths, column):
+        ends = list(accumulate(widths))
+        table = next(k for k, end in enumerate(ends) if column < end)
+        return table, column - (ends[table] - widths[table]), widths[table]
+
+    cuts = sorted({0, *accumulate(query_widths), *accumulate(row_widths)})
+    d_spans = tuple(span for a, b in zip(cuts[:-1], cuts[1:], strict=True) for span in spans(b - a, a))
+    return d_spans, *(tuple(place(widths, span[0]) for span in d_spans) for widths in (query_widths, row_widths))
+
+
+def make_call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, weights,
+              biases, params, eps, features, activation) -> Call:  # fmt: skip
+    """Gathers and describes the inputs."""
+    hidden = len(weights) - 1
+    per_layer = len(params) // hidden if hidden else 0
+    groups = [[tensor.contiguous() for tensor in group] for group in (query_tables, query_ids, row_tables, row_ids)]
+    by_layer = [[p.contiguous() for p in params[per_layer * at : per_layer * (at + 1)]] for at in range(hidden)]
+    d_spans, q_sources, k_sources = _sources(*([t.shape[1] for t in tables] for tables in (groups[0], groups[2])))
+    widths = tuple(weight.shape[0] for weight in weights[: max(hidden, 1)])
+    device, dtype, dim = row_tables[0].device, row_tables[0].dtype, sum(t.shape[1] for t in row_tables)
+    weights = [weight.contiguous() for weight in weights]
+    through_query, *others = weights[0][:, : dim * (weights[0].shape[1] // dim)].split(dim, 1)
+    first = ()
+    if features == "concat":
+        through_query, first = through_query + others[1], (others[0] - others[1], others[2])
+    elif features == "product":
+        first = tuple(others)
+    constants = {
+        "D_SPANS": d_spans, "Q_SOURCES": q_sources, "K_SOURCES": k_sources, "DIM": dim,
+        "LAYERS": tuple(spans(width) for width in widths), "WIDTHS": widths,
+        "STEPS": tuple(tuple(int(p.numel() > 1) for p in layer) for layer in by_layer),
+        "STRIDES": tuple(weight.stride(0) for weight in first), "ACTIVATION": activation,
+        "PRECISION": chips.dot_precision(dtype), "FAST": chips.fast_tanh(device, dtype),
+    }  # fmt: skip
+    return Call(
+        tuple(map(tuple, groups)),
+        (begin, length, row_index, None if row_mask is None else row_mask.view(torch.uint8), query_to_user),
+        weights, [bias.contiguous() for bias in biases], by_layer,
+        list(eps) or [0.0] * hidden, first, through_query, constants,
+        (query_ids or query_tables)[0].shape[0], (row_ids or row_tables)[0].shape[0], begin.shape[0], device, dtype,
+        features,
+    )  # fmt: skip
+
+
+class Tiles(NamedTuple):
+    """Shape of a launch."""
+
+    constants: dict[str, Any]  # GROUP, LENGTH, FOLD and the compiler's options
+    programs: int
+    splits: int  # programs that share one history
+
+
+def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Tiles:
+    """Folded from an average history of `fold_from` behaviours on (M / U, which no wait for the GPU reads), for
+    outer, which has no other form, and where tiles must hold a single candidate; grouped below. Histories are split
+    where the candidates alone leave programs idle.
+    """
+    config = chips.configuration("local_activation", call.device)
+    average = call.rows // max(call.users, 1)
+    folded = single or call.features == "outer" or average >= config["fold_from"]
+    shapes = config["16 bit" if call.dtype.itemsize == 2 else "32 bit"]
+    shape = dict(shapes[("folded" if folded else "grouped") + direction])
+    group, length = shape.pop("group"), shape.pop("length")
+    # Wide rows: as many elements in a tile as at D = 128.
+    while call.constants["DIM"] * length > 128 * shapes["folded"]["length"] and length * group > LEAST:
+        length //= 2
+    work = triton.cdiv(max(call.queries, 1), group)
+    most = chips.multiprocessors(call.device) * config["programs_per_multiprocessor"]
+    parts = 1
+    if splits and work < most:
+        parts = max(1, min(most // work, average // (STEPS_PER_PART * length)))
+    return Tiles({"GROUP": group, "LENGTH": length, "FOLD": folded} | shape, min(work * parts, most), parts)

@@ -1,0 +1,222 @@
+"""What the unit's kernels share: which rows a tile holds, the first layer folded or not, and the layers above.
+
+A tile holds LENGTH behaviours of each of GROUP consecutive candidates, ROWS = GROUP * LENGTH pairs. GROUP = 1 with FOLD
+is the shape for long histories: z1 = A_i k + c_i, with A_i made once per candidate. Larger groups are the shape for
+short ones: z1 = Wk' k + Wp (q k) + c_i, weights shared by the tile's candidates. c_i comes from `term_kernel`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from din_kernels.backends.triton.activations import activate, load_params
+from din_kernels.backends.triton.blocks import (
+    load_matrix,
+    load_rows,
+    load_vectors,
+    multiply_add,
+    narrow,
+    repeat_rows,
+    to_dtype,
+)
+
+
+@triton.jit
+def load_source(
+    tables,  # [V_k, D_k] each
+    ids,  # [n] each, or none: then row n of the one table
+    row,  # [rows] int64
+    inside,  # [rows]
+    D_SPANS: tl.constexpr,
+    SOURCES: tl.constexpr,  # per span: (table, its first column, D_k)
+):
+    """Rows [rows, D] as blocks in the tables' dtype, zero where not inside."""
+    out = ()
+    for b in tl.static_range(len(D_SPANS)):
+        at = row
+        if len(ids) > 0:
+            at = tl.load(ids[SOURCES[b][0]] + row, mask=inside, other=0).to(tl.int64)
+        column = tl.arange(0, D_SPANS[b][1])
+        mask = inside[:, None] & (column < D_SPANS[b][2])[None, :]
+        pointer = tables[SOURCES[b][0]] + at[:, None] * SOURCES[b][2] + (SOURCES[b][1] + column)[None, :]
+        out = out + (tl.load(pointer, mask=mask, other=0.0),)
+    return out
+
+
+@triton.jit
+def candidates_of(
+    group, first, last,
+    where,  # (begin [U], length [U], row_index [capacity] or None, row_mask [M] or None, query_to_user [Q] or None)
+    GROUP: tl.constexpr,
+):  # fmt: skip
+    """Of a group's candidates: index, whether there is one, first position and number of behaviours, all [GROUP]."""
+    candidate = first + group.to(tl.int64) * GROUP + tl.arange(0, GROUP)
+    present = candidate < last
+    user = candidate
+    if where[4] is not None:
+        user = tl.load(where[4] + candidate, mask=present, other=0)
+    start = tl.load(where[0] + user, mask=present, other=0)
+    count = tl.load(where[1] + user, mask=present, other=0).to(tl.int32)
+    return candidate, present, start, count
+
+
+@triton.jit
+def part_of(count, split, splits, LENGTH: tl.constexpr):
+    """Positions first .. last that one of `splits` programs takes of the group's longest history."""
+    longest = tl.max(count, 0)
+    each = tl.cdiv(tl.cdiv(longest, splits), LENGTH) * LENGTH
+    first = split * each
+    return first, min(first + each, longest)
+
+
+@triton.jit
+def pairs_of(start, count, t0, where, GROUP: tl.constexpr, LENGTH: tl.constexpr):
+    """Of a tile's pairs [ROWS]: row of the history, whether it is valid, whether beyond Dice's statistics too."""
+    t = t0 + tl.arange(0, LENGTH)
+    valid = tl.reshape(t[None, :] < count[:, None], [GROUP * LENGTH])
+    row = tl.reshape(start[:, None] + t[None, :], [GROUP * LENGTH])
+    if where[2] is not None:
+        row = tl.load(where[2] + row, mask=valid, other=0)
+    counts = valid
+    if where[3] is not None:
+        counts = valid & (tl.load(where[3] + row, mask=valid, other=0) > 0)
+    return row, valid, counts
+
+
+@triton.jit
+def load_first(first, D_SPANS: tl.constexpr, SPANS: tl.constexpr, STRIDES: tl.constexpr, DTYPE: tl.constexpr):
+    """Wk' = Wk - Wd and Wp of the first layer, transposed."""
+    key = load_matrix(first[0], STRIDES[0], D_SPANS, SPANS, DTYPE)
+    return key, load_matrix(first[1], STRIDES[1], D_SPANS, SPANS, DTYPE)
+
+
+@triton.jit
+def fold(key, product, q, DTYPE: tl.constexpr):
+    """A_i^T = Wk'^T + diag(q_i) Wp^T of the one candidate q [1, width]."""
+    out = ()
+    for i in tl.static_range(len(key)):
+        column = tl.trans(q[i]).to(tl.float32)
+        row = ()
+        for o in tl.static_range(len(key[i])):
+            row = row + (narrow(key[i][o].to(tl.float32) + column * product[i][o].to(tl.float32), DTYPE),)
+        out = out + (row,)
+    return out
+
+
+@triton.jit
+def open_group(
+    group, first, last,
+    source, where, term, folded,  # as in forward_kernel
+    first_layer,  # (Wk', Wp); none for outer, whose A comes ready
+    key,  # Wk'^T, where not FOLD
+    D_SPANS: tl.constexpr, Q_SOURCES: tl.constexpr, DIM: tl.constexpr, SPANS: tl.constexpr, WIDTH: tl.constexpr,
+    STRIDES: tl.constexpr, GROUP: tl.constexpr, FOLD: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """candidates_of, then q [GROUP, width] per span of D, c [GROUP, width] fp32 per span of H1, and A^T or Wk'^T.
+
+    Candidates without behaviours read as zero, so that a NaN there reaches no sum.
+    """
+    candidate, present, start, count = candidates_of(group, first, last, where, GROUP)
+    active = present & (count > 0)
+    q = load_source(source[0], source[1], candidate, active, D_SPANS, Q_SOURCES)
+    c = load_rows(term, WIDTH, candidate, active, SPANS)
+    a = key
+    if len(first_layer) == 0:
+        a = load_matrix(folded + group.to(tl.int64) * WIDTH * DIM, DIM, D_SPANS, SPANS, DTYPE)
+    elif FOLD:
+        # Read anew for every candidate, from the L2 cache: kept, they would take 40 registers of each of 256 threads.
+        wk, wp = load_first(first_layer, D_SPANS, SPANS, STRIDES, DTYPE)
+        a = fold(wk, wp, q, DTYPE)
+    return candidate, present, start, count, q, c, a
+
+
+@triton.jit
+def times_query(k, q, LENGTH: tl.constexpr):
+    """q k per pair, in the dtype of k."""
+    out = ()
+    each = repeat_rows(q, LENGTH)
+    for b in tl.static_range(len(k)):
+        out = out + (narrow(each[b].to(tl.float32) * k[b].to(tl.float32), k[b].dtype),)
+    return out
+
+
+@triton.jit
+def load_layers(
+    weights, biases,  # of all layers
+    params,  # per hidden layer, see activations.load_params
+    eps,
+    LAYERS: tl.constexpr, WIDTHS: tl.constexpr, STEPS: tl.constexpr,
+    UP_TO: tl.constexpr,  # activations of the layers below, weights of the layers up to it, where there is one
+    ACTIVATION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Per hidden layer (weight^T, bias, activation's parameters); without the first one's weight and bias."""
+    out = ()
+    for layer in tl.static_range(min(UP_TO + 1, len(STEPS))):
+        above, matrix, bias = (), (), ()
+        if layer < UP_TO:
+            above = load_params(params[layer], eps[layer], LAYERS[layer], STEPS[layer], ACTIVATION)
+        if layer > 0:
+            matrix = load_matrix(weights[layer], WIDTHS[layer - 1], LAYERS[layer - 1], LAYERS[layer], DTYPE)
+            bias = load_vectors(biases[layer], LAYERS[layer], 1, 0.0)
+        out = out + ((matrix, bias, above),)
+    return out
+
+
+@triton.jit
+def load_last(weights, biases, LAYERS: tl.constexpr, HIDDEN: tl.constexpr):
+    """Weight blocks and bias of the layer that gives the score; without a hidden layer the first does."""
+    weight = ()
+    if HIDDEN > 0:
+        weight = load_vectors(weights[HIDDEN], LAYERS[HIDDEN - 1], 1, 0.0)
+    return weight, tl.load(biases[HIDDEN]).to(tl.float32)
+
+
+@triton.jit
+def layers_above(
+    z,  # [ROWS, width] fp32 per span: the first layer before its activation
+    layers,  # by load_layers
+    UP_TO: tl.constexpr,
+    ROWS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """z and h of each layer, fp32: h of layers below UP_TO, z of layers up to it, where there is one."""
+    zs, hs = (z,), ()
+    for layer in tl.static_range(UP_TO):
+        h = ()
+        for o in tl.static_range(len(zs[layer])):
+            h = h + (activate(zs[layer][o], layers[layer][2][o], ACTIVATION, FAST),)
+        hs = hs + (h,)
+        if layer + 1 < len(layers):
+            start = ()
+            bias = layers[layer + 1][1]
+            for o in tl.static_range(len(bias)):
+                start = start + (tl.broadcast_to(bias[o][None, :], [ROWS, tl.constexpr(bias[o].shape[0])]),)
+            zs = zs + (multiply_add(start, to_dtype(h, DTYPE), layers[layer + 1][0], PRECISION),)
+    return zs, hs
+
+
+@triton.jit
+def score_of(zs, hs, last, bias, ROWS: tl.constexpr, HIDDEN: tl.constexpr):
+    """The last layer, [ROWS] fp32; without a hidden layer the first is the last, and all but its one column is zero."""
+    total = tl.zeros([ROWS], tl.float32)
+    if HIDDEN == 0:
+        return total + tl.sum(zs[0][0], 1)
+    else:
+        for o in tl.static_range(len(last)):
+            total += tl.sum(hs[HIDDEN - 1][o] * last[o][None, :], 1)
+        return total + bias
+
+
+@triton.jit
+def first_z(
+    k,  # [ROWS, width] per span of D
+    q,  # [GROUP, width] per span of D
+    term,  # [GROUP, width] fp32 per span of the first layer
+    key,  # A_i^T where FOLD, else Wk'^T
+    product,  # Wp^T where not FOLD
+    LENGTH: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    z = multiply_add(repeat_rows(term, LENGTH), k, key, PRECISION)
+    if not FOLD:
+        z = multiply_add(z, times_query(k, q, LENGTH), product, PRECISION)
+    return z

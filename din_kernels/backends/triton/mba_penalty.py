@@ -1,0 +1,132 @@
+"""`mba_penalty` in Triton: ids are sorted; the first of each run of equal ids stands for the row."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from din_kernels.backends import Request
+from din_kernels.backends.triton import on_device_of, refuses_tensors
+from din_kernels.backends.triton.blocks import narrow
+
+ELEMENTS = 4096  # of a tile [ENTRIES, COLUMNS]: 32 per thread of 4 warps
+
+
+def refuses(request: Request) -> str | None:
+    """Why these kernels cannot serve the request, or None."""
+    return refuses_tensors(request)
+
+
+@triton.jit
+def mark_kernel(
+    ids,  # [N], sorted
+    first,  # [N] int64: 1 where a run of equal ids begins, padding_idx left out
+    entries,  # N
+    padding_idx,
+    BLOCK: tl.constexpr,
+):
+    entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = entry < entries
+    id = tl.load(ids + entry, mask=inside, other=0)
+    before = tl.load(ids + entry - 1, mask=inside & (entry > 0), other=-1)
+    tl.store(first + entry, ((id != before) & (id != padding_idx)).to(tl.int64), mask=inside)
+
+
+@triton.jit
+def penalty_kernel(
+    weight,  # [V, D]
+    ids,  # [N], sorted
+    first,  # [N], by mark_kernel
+    rank,  # [N], inclusive sum of first
+    counts,  # [V]
+    unique,  # [N], filled with -1
+    partials,  # [programs] fp32
+    entries,  # N
+    dim,  # D
+    ENTRIES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Writes unique ids and, per program, the sum of ||w_j||^2 / n_j."""
+    entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    stands = tl.load(first + entry, mask=entry < entries, other=0) > 0
+    id = tl.load(ids + entry, mask=stands, other=0).to(tl.int64)
+    tl.store(unique + tl.load(rank + entry, mask=stands, other=1) - 1, id, mask=stands)
+    column = tl.arange(0, COLUMNS)
+    inside = stands[:, None] & (column < dim)[None, :]
+    w = tl.load(weight + id[:, None] * dim + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    n = tl.maximum(tl.load(counts + id, mask=stands, other=1).to(tl.float32), 1.0)
+    tl.store(partials + tl.program_id(0), tl.sum(tl.sum(w * w, 1) / n, 0))
+
+
+@triton.jit
+def gradient_kernel(
+    grad,  # []
+    weight,  # [V, D]
+    unique,  # [N]
+    unique_count,  # []
+    counts,  # [V]
+    out,  # [entries, D], or dense [V, D]
+    entries,
+    dim,  # D
+    coeff,
+    DENSE: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """d penalty / d w_j = coeff w_j / n_j, at row j of out (dense) or at j's rank, zero behind their number."""
+    entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    holds = (entry < entries) & (entry < tl.load(unique_count))
+    id = tl.load(unique + entry, mask=holds, other=0)
+    column = tl.arange(0, COLUMNS)
+    columns = (column < dim)[None, :]
+    w = tl.load(weight + id[:, None] * dim + column[None, :], mask=holds[:, None] & columns, other=0.0).to(tl.float32)
+    n = tl.maximum(tl.load(counts + id, mask=holds, other=1).to(tl.float32), 1.0)
+    rows = tl.load(grad).to(tl.float32) * (coeff / n)[:, None] * w
+    if DENSE:
+        row, written = id, holds
+    else:
+        row, written = entry, entry < entries
+        rows = tl.where(holds[:, None], rows, 0.0)
+    tl.store(
+        out + row[:, None] * dim + column[None, :], narrow(rows, out.dtype.element_ty), mask=written[:, None] & columns
+    )
+
+
+def _tile(dim: int) -> dict[str, int]:
+    columns = triton.next_power_of_2(dim)
+    return {"ENTRIES": max(1, ELEMENTS // columns), "COLUMNS": columns}
+
+
+def forward(weight, ids, counts, coeff, padding_idx):
+    """Kernel calls of the op's forward: penalty [], unique [N], unique_count []."""
+    unique = torch.full((ids.numel(),), -1, dtype=torch.int64, device=weight.device)
+    if not ids.numel() or not weight.shape[1]:
+        return (
+            weight.new_zeros((), dtype=torch.float32),
+            unique,
+            torch.zeros((), dtype=torch.int64, device=weight.device),
+        )
+    weight, counts = weight.contiguous(), counts.contiguous()
+    ids = torch.sort(ids).values
+    first = torch.empty_like(unique)
+    shape = _tile(weight.shape[1])
+    partials = weight.new_empty(triton.cdiv(len(ids), shape["ENTRIES"]), dtype=torch.float32)
+    with on_device_of(weight):
+        mark_kernel[(triton.cdiv(len(ids), 1024),)](ids, first, len(ids), padding_idx, BLOCK=1024)
+        rank = first.cumsum(0)
+        penalty_kernel[partials.shape](
+            weight, ids, first, rank, counts, unique, partials, len(ids), weight.shape[1], **shape
+        )
+    return 0.5 * coeff * partials.sum(), unique, rank[-1].clone()
+
+
+def backward(grad, weight, unique, unique_count, counts, coeff, entries, sparse):
+    """Kernel call of the op's backward: gradients of rows unique[:entries], or of all of weight."""
+    weight, counts = weight.contiguous(), counts.contiguous()
+    out = weight.new_empty(entries, weight.shape[1]) if sparse else torch.zeros_like(weight)
+    if entries and weight.shape[1]:
+        shape = _tile(weight.shape[1])
+        with on_device_of(weight):
+            gradient_kernel[(triton.cdiv(entries, shape["ENTRIES"]),)](
+                grad, weight, unique, unique_count, counts, out, entries, weight.shape[1], coeff,
+                DENSE=not sparse, **shape,
+            )  # fmt: skip
+    return out

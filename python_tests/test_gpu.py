@@ -1,0 +1,170 @@
+"""Claims about our kernels inside real programs on a GPU, made of each GPU backend that runs here."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import din_kernels as dk
+from din_kernels import backends
+from din_kernels.optim import SparseAdagrad
+from din_kernels.verification import ACTIVATION_CASES, LAYOUTS, deviations, make_case
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+NAMES = [name for name in ("cuda", "triton") if backends.unavailable(name) is None] or ["triton"]
+
+
+@pytest.fixture(params=NAMES)
+def backend(request):
+    with dk.use_backend(request.param, ops=("local_activation",)):
+        yield request.param
+
+
+def problem(users=64, dim=64, dtype=torch.float32, activation="sigmoid", device="cuda"):
+    """A unit, candidates and a packed history of lengths 0 .. 199 on the GPU."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(0, 200, (users,), generator=generator)
+    values = torch.randn(int(lengths.sum()), dim, generator=generator).to(device, dtype).requires_grad_()
+    query = torch.randn(users, dim, generator=generator).to(device, dtype).requires_grad_()
+    unit = dk.nn.LocalActivationUnit(dim, activation=activation).to(device, dtype)
+    return unit, query, dk.Jagged(values, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device))
+
+
+def gradients(pooled, unit, query, history):
+    return torch.autograd.grad(pooled.float().square().sum(), [query, history.values, *unit.parameters()])
+
+
+def assert_same(found, expected, **tolerance):
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("activation", ACTIVATION_CASES)
+def test_outputs_and_all_gradients_equal_the_reference(activation, layout, dtype, backend):
+    if dtype != torch.float32 and activation in ("relu", "prelu"):
+        pytest.skip("a gradient jumps where half precision rounds z to the other side of 0")
+    for features, normalize in (("concat", "none"), ("product", "softmax"), ("outer", "none")):
+        case = make_case(features, activation, normalize, layout)
+        wrong = [each for each in deviations(case, backend, dtype, "cuda") if not each.ratio <= 1]
+        assert not wrong, wrong
+
+
+def test_torch_compile_takes_the_unit_whole(backend):
+    unit, query, history = problem()
+    compiled = torch.compile(lambda q, h: unit(q, h), fullgraph=True)
+    assert_same([compiled(query, history)], [unit(query, history)], rtol=0, atol=0)
+
+
+def test_a_captured_graph_replays_forward_and_backward(backend):
+    unit, query, history = problem()
+    expected = gradients(unit(query, history), unit, query, history)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        gradients(unit(query, history), unit, query, history)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = gradients(unit(query, history), unit, query, history)
+    graph.replay()
+    assert_same(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_run_on_the_current_stream(backend):
+    unit, query, history = problem()
+    expected = unit(query, history)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        spoilt = query * 0  # in time only on this stream
+        spoilt += query
+        found = unit(spoilt, history)
+    stream.synchronize()
+    assert_same([found], [expected], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_may_be_on_another_device_than_the_current_one(backend):
+    here, there = problem(), problem(device="cuda:1")
+    there[0].load_state_dict(here[0].state_dict())
+    assert_same([there[0](*there[1:]).cpu()], [here[0](*here[1:]).cpu()])
+
+
+def test_autocast_stores_rows_in_half_precision_and_keeps_weights(backend):
+    unit, query, history = problem()
+    with torch.autocast("cuda", torch.bfloat16):
+        pooled = unit(query, history)
+    assert pooled.dtype == torch.bfloat16
+    grads = gradients(pooled, unit, query, history)
+    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
+
+
+def test_checkpointed_gradients_are_the_same(backend):
+    unit, query, history = problem()
+    torch.use_deterministic_algorithms(True)
+    try:
+        plain = gradients(unit(query, history), unit, query, history)
+        again = gradients(checkpoint(unit, query, history, use_reentrant=False), unit, query, history)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(again, plain, rtol=0, atol=0)
+
+
+def test_distributed_gradient_hooks_fire(backend, tmp_path):
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        unit, query, history = problem()
+        plain = copy.deepcopy(unit)
+        wrapped = torch.nn.parallel.DistributedDataParallel(unit, device_ids=[0])
+        for module in (wrapped, plain):
+            module(query, history).square().sum().backward()
+        assert_same([p.grad for p in unit.parameters()], [p.grad for p in plain.parameters()], rtol=1e-4, atol=1e-4)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "dice"])
+def test_no_step_of_ours_waits_for_the_gpu(activation, backend):
+    unit, query, history = problem(activation=activation)
+    table = torch.nn.Parameter(torch.randn(1000, 16, device="cuda"))
+    counts = torch.ones(1000, dtype=torch.int64, device="cuda")
+    ids = torch.randint(1, 1000, (300,), device="cuda")
+    optimizer = SparseAdagrad([table], lr=0.1)
+
+    def step():
+        gradients(unit(query, history), unit, query, history)
+        torch.autograd.grad(dk.mba_penalty(table, ids, counts, 0.1, sparse=True), table)
+        table.grad = torch.sparse_coo_tensor(ids[None], torch.ones(300, 16, device="cuda"), table.shape,
+                                             check_invariants=False)  # fmt: skip
+        optimizer.step()
+
+    with dk.use_backend(backend):
+        step()  # compiles
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_deterministic_algorithms_give_the_same_bits_twice(backend):
+    unit, query, history = problem()
+    user = torch.randint(0, 64, (500,), device="cuda")
+    many = torch.randn(500, 64, device="cuda", requires_grad=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (gradients(unit(many, history, query_to_user=user), unit, many, history) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(first, second, rtol=0, atol=0)

@@ -1,0 +1,87 @@
+"""Claims about the Triton backend that need no GPU: its kernels in the interpreter, compiled, and its refusals."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import din_kernels as dk
+from din_kernels import backends
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command: str, interpret: str = "0") -> subprocess.CompletedProcess:
+    environment = os.environ | {"TRITON_INTERPRET": interpret}
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, text=True, capture_output=True)
+
+
+def test_kernels_equal_the_reference_in_the_interpreter():
+    done = run(
+        "-m", "pytest", "-q", "-W", "ignore", "python_tests/triton_interpreted.py", "-m", "not full", interpret="1"
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50 and "skipped" not in done.stdout
+
+
+def test_forward_kernels_compile_without_a_gpu_and_spill_nothing():
+    done = run(
+        "-W", "ignore", "benchmarks/triton_cubins.py", "--chips", "sm_90", "--calls", "gpu_train", "dice", "mba_penalty"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    forward = next(line for line in done.stdout.splitlines() if "forward_kernel" in line)
+    assert "wgmma" in forward and "tanh.approx" in forward
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_the_backend_says_why_it_cannot_serve():
+    assert "TRITON_INTERPRET=1" in backends.unavailable("triton")
+    with dk.use_backend("triton"), pytest.raises(dk.BackendError, match="cannot serve dice: torch sees no GPU"):
+        dk.dice(torch.ones(2, 3), torch.zeros(3), training=True)
+
+
+def test_widths_are_covered_by_powers_of_two_with_less_than_16_columns_to_spare():
+    from din_kernels.backends.triton.blocks import spans
+
+    assert [width for _, width, _ in spans(80)] == [64, 16]
+    assert [width for _, width, _ in spans(40)] == [32, 16]
+    for size in range(1, 300):
+        found = spans(size, start=5)
+        assert found[0][0] == 5 and found[-1][0] + found[-1][2] == 5 + size
+        assert all(a[0] + a[1] == b[0] and a[1] == a[2] for a, b in zip(found[:-1], found[1:], strict=True))
+        assert sum(width for _, width, _ in found) - size < 16
+        assert all(width >= 16 and width & (width - 1) == 0 for _, width, _ in found)
+
+
+def test_spans_cross_no_border_of_a_table():
+    from din_kernels.backends.triton.local_activation_plan import _sources
+
+    d_spans, query, rows = _sources([20], [12, 8])
+    assert d_spans == ((0, 16, 12), (12, 16, 8))
+    assert query == ((0, 0, 20), (0, 12, 20)) and rows == ((0, 0, 12), (1, 0, 8))
+
+
+@pytest.mark.parametrize("script", ["gpu_check.py", "triton_search.py"])
+def test_scripts_for_a_gpu_say_what_they_would_do_without_one(script):
+    done = run(f"benchmarks/{script}", "--dry-run")
+    assert done.returncode == 0 and done.stdout.startswith("skipped: dry run; would"), done.stderr
+
+
+@pytest.mark.parametrize("op", ["local_activation"])
+def test_every_stored_configuration_launches_powers_of_two_and_16_rows_or_more(op):
+    from din_kernels.backends.triton import chips
+
+    for chip, table in chips.stored(op).items():
+        for size in ("16 bit", "32 bit"):
+            for path, shape in table.get(size, {}).items():
+                numbers = [shape[key] for key in ("group", "length", "num_warps")]
+                assert all(number & (number - 1) == 0 for number in numbers), (chip, path)
+                assert shape["group"] * shape["length"] >= 16, (chip, path)
+                assert shape["group"] == 1 or "grouped" in path, (chip, path)
