@@ -182,7 +182,7 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
     for axis, label in zip(axes, ("test user AUC", "test AUC"), strict=True):
         axis.set_xlabel("epoch (star: chosen on validation samples)")
         axis.set_ylabel(label)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
     figure.suptitle(f"{title}: mean and standard deviation over {min(row['seeds'] for row in rows)} seeds or more")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
