@@ -14,6 +14,13 @@ from din_kernels.backends.triton import INTERPRETED
 
 LEAST, MOST = 16, 64
 _INTERPRETED = tl.constexpr(INTERPRETED)
+# A tuple taken out of a constexpr tuple must be said to be constexpr again where a function takes it (Triton 3.6).
+static = (lambda value: value) if INTERPRETED else tl.constexpr
+
+
+def flat(several: tuple[tuple[int, int, int], ...]) -> tuple[int, ...]:
+    """Spans as kernels take them, in a row: a tuple of tuples of tuples cannot be taken apart at compile time."""
+    return tuple(number for span in several for number in span)
 
 
 def spans(size: int, start: int = 0) -> tuple[tuple[int, int, int], ...]:
@@ -41,8 +48,8 @@ def narrow(x, DTYPE: tl.constexpr):
 def zero_vectors(SPANS: tl.constexpr):
     """fp32 zeros [width] per span."""
     out = ()
-    for o in tl.static_range(len(SPANS)):
-        out = out + (tl.zeros([tl.constexpr(SPANS[o][1])], tl.float32),)
+    for o in tl.static_range(len(SPANS) // 3):
+        out = out + (tl.zeros([tl.constexpr(SPANS[3 * o + 1])], tl.float32),)
     return out
 
 
@@ -50,10 +57,10 @@ def zero_vectors(SPANS: tl.constexpr):
 def zero_matrix(IN: tl.constexpr, OUT: tl.constexpr):
     """fp32 zeros [in width, out width] per pair of spans."""
     out = ()
-    for i in tl.static_range(len(IN)):
+    for i in tl.static_range(len(IN) // 3):
         row = ()
-        for o in tl.static_range(len(OUT)):
-            row = row + (tl.zeros([tl.constexpr(IN[i][1]), tl.constexpr(OUT[o][1])], tl.float32),)
+        for o in tl.static_range(len(OUT) // 3):
+            row = row + (tl.zeros([tl.constexpr(IN[3 * i + 1]), tl.constexpr(OUT[3 * o + 1])], tl.float32),)
         out = out + (row,)
     return out
 
@@ -62,8 +69,8 @@ def zero_matrix(IN: tl.constexpr, OUT: tl.constexpr):
 def zero_rows(ROWS: tl.constexpr, SPANS: tl.constexpr):
     """fp32 zeros [ROWS, width] per span."""
     out = ()
-    for o in tl.static_range(len(SPANS)):
-        out = out + (tl.zeros([ROWS, tl.constexpr(SPANS[o][1])], tl.float32),)
+    for o in tl.static_range(len(SPANS) // 3):
+        out = out + (tl.zeros([ROWS, tl.constexpr(SPANS[3 * o + 1])], tl.float32),)
     return out
 
 
@@ -71,18 +78,18 @@ def zero_rows(ROWS: tl.constexpr, SPANS: tl.constexpr):
 def load_vectors(pointer, SPANS: tl.constexpr, STEP: tl.constexpr, OTHER: tl.constexpr):
     """A vector as fp32 blocks; STEP 0 repeats its one entry. What lies beyond is OTHER."""
     out = ()
-    for o in tl.static_range(len(SPANS)):
-        column = tl.arange(0, SPANS[o][1])
-        value = tl.load(pointer + (SPANS[o][0] + column) * STEP, mask=column < SPANS[o][2], other=OTHER)
+    for o in tl.static_range(len(SPANS) // 3):
+        column = tl.arange(0, SPANS[3 * o + 1])
+        value = tl.load(pointer + (SPANS[3 * o] + column) * STEP, mask=column < SPANS[3 * o + 2], other=OTHER)
         out = out + (value.to(tl.float32),)
     return out
 
 
 @triton.jit
 def store_vectors(pointer, values, SPANS: tl.constexpr):
-    for o in tl.static_range(len(SPANS)):
-        column = tl.arange(0, SPANS[o][1])
-        tl.store(pointer + SPANS[o][0] + column, values[o], mask=column < SPANS[o][2])
+    for o in tl.static_range(len(SPANS) // 3):
+        column = tl.arange(0, SPANS[3 * o + 1])
+        tl.store(pointer + SPANS[3 * o] + column, values[o], mask=column < SPANS[3 * o + 2])
 
 
 @triton.jit
@@ -93,12 +100,12 @@ def load_matrix(
 ):  # fmt: skip
     """The transpose of a weight as blocks [in width, out width]; zero beyond."""
     out = ()
-    for i in tl.static_range(len(IN)):
+    for i in tl.static_range(len(IN) // 3):
         row = ()
-        for o in tl.static_range(len(OUT)):
-            source, target = tl.arange(0, IN[i][1]), tl.arange(0, OUT[o][1])
-            inside = (source < IN[i][2])[:, None] & (target < OUT[o][2])[None, :]
-            at = (OUT[o][0] + target)[None, :] * stride + (IN[i][0] + source)[:, None]
+        for o in tl.static_range(len(OUT) // 3):
+            source, target = tl.arange(0, IN[3 * i + 1]), tl.arange(0, OUT[3 * o + 1])
+            inside = (source < IN[3 * i + 2])[:, None] & (target < OUT[3 * o + 2])[None, :]
+            at = (OUT[3 * o] + target)[None, :] * stride + (IN[3 * i] + source)[:, None]
             row = row + (narrow(tl.load(pointer + at, mask=inside, other=0.0), DTYPE),)
         out = out + (row,)
     return out
@@ -111,11 +118,11 @@ def store_matrix(
     values,
     IN: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
-    for i in tl.static_range(len(IN)):
-        for o in tl.static_range(len(OUT)):
-            source, target = tl.arange(0, IN[i][1]), tl.arange(0, OUT[o][1])
-            inside = (source < IN[i][2])[:, None] & (target < OUT[o][2])[None, :]
-            at = (OUT[o][0] + target)[None, :] * stride + (IN[i][0] + source)[:, None]
+    for i in tl.static_range(len(IN) // 3):
+        for o in tl.static_range(len(OUT) // 3):
+            source, target = tl.arange(0, IN[3 * i + 1]), tl.arange(0, OUT[3 * o + 1])
+            inside = (source < IN[3 * i + 2])[:, None] & (target < OUT[3 * o + 2])[None, :]
+            at = (OUT[3 * o] + target)[None, :] * stride + (IN[3 * i] + source)[:, None]
             tl.store(pointer + at, narrow(values[i][o], pointer.dtype.element_ty), mask=inside)
 
 
@@ -129,10 +136,10 @@ def load_rows(
 ):
     """Rows as fp32 blocks [rows, width]; zero where not inside."""
     out = ()
-    for o in tl.static_range(len(SPANS)):
-        column = tl.arange(0, SPANS[o][1])
-        mask = inside[:, None] & (column < SPANS[o][2])[None, :]
-        out = out + (tl.load(pointer + row[:, None] * stride + (SPANS[o][0] + column)[None, :], mask=mask, other=0.0),)
+    for o in tl.static_range(len(SPANS) // 3):
+        column = tl.arange(0, SPANS[3 * o + 1])
+        mask = inside[:, None] & (column < SPANS[3 * o + 2])[None, :]
+        out = out + (tl.load(pointer + row[:, None] * stride + (SPANS[3 * o] + column)[None, :], mask=mask, other=0.0),)
     return out
 
 
@@ -145,10 +152,10 @@ def store_rows(
     values,
     SPANS: tl.constexpr,
 ):
-    for o in tl.static_range(len(SPANS)):
-        column = tl.arange(0, SPANS[o][1])
-        mask = inside[:, None] & (column < SPANS[o][2])[None, :]
-        at = row[:, None] * stride + (SPANS[o][0] + column)[None, :]
+    for o in tl.static_range(len(SPANS) // 3):
+        column = tl.arange(0, SPANS[3 * o + 1])
+        mask = inside[:, None] & (column < SPANS[3 * o + 2])[None, :]
+        at = row[:, None] * stride + (SPANS[3 * o] + column)[None, :]
         tl.store(pointer + at, narrow(values[o], pointer.dtype.element_ty), mask=mask)
 
 
@@ -193,8 +200,8 @@ def multiply_transposed(
 ):  # fmt: skip
     """x matrix^T as blocks [rows, in width], accumulated in fp32."""
     out = ()
-    for i in tl.static_range(len(IN)):
-        total = tl.zeros([ROWS, tl.constexpr(IN[i][1])], tl.float32)
+    for i in tl.static_range(len(IN) // 3):
+        total = tl.zeros([ROWS, tl.constexpr(IN[3 * i + 1])], tl.float32)
         for o in tl.static_range(len(x)):
             total = dot(x[o], tl.trans(matrix[i][o]), total, PRECISION)
         out = out + (total,)

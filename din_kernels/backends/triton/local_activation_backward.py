@@ -24,6 +24,7 @@ from din_kernels.backends.triton.blocks import (
     narrow,
     repeat_rows,
     select_rows,
+    static,
     store_matrix,
     store_rows,
     store_vectors,
@@ -65,12 +66,14 @@ def zero_layers(LAYERS: tl.constexpr, HIDDEN: tl.constexpr, SUMS: tl.constexpr):
     """Per hidden layer from the last to the first: gradients of weight^T, bias and the sums of the activation."""
     out = ()
     for i in tl.static_range(HIDDEN):
-        matrix, bias, sums = (), (), ()
+        matrix = ()
+        bias = ()
+        sums = ()
         if i < HIDDEN - 1:
-            matrix = zero_matrix(LAYERS[HIDDEN - 2 - i], LAYERS[HIDDEN - 1 - i])
-            bias = zero_vectors(LAYERS[HIDDEN - 1 - i])
+            matrix = zero_matrix(static(LAYERS[HIDDEN - 2 - i]), static(LAYERS[HIDDEN - 1 - i]))
+            bias = zero_vectors(static(LAYERS[HIDDEN - 1 - i]))
         for _ in tl.static_range(SUMS):
-            sums = sums + (zero_vectors(LAYERS[HIDDEN - 1 - i]),)
+            sums = sums + (zero_vectors(static(LAYERS[HIDDEN - 1 - i])),)
         out = out + ((matrix, bias, sums),)
     return out
 
@@ -78,7 +81,8 @@ def zero_layers(LAYERS: tl.constexpr, HIDDEN: tl.constexpr, SUMS: tl.constexpr):
 @triton.jit
 def through_activation(zs, dh, params, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
     """dz per span, and per sum of the activation what each pair adds to it, per span."""
-    dz, added = (), ()
+    dz = ()
+    added = ()
     for o in tl.static_range(len(zs)):
         here, sums = gradient(zs[o], dh[o], params[o], ACTIVATION, FAST)
         dz = dz + (here,)
@@ -108,7 +112,8 @@ def through_layers(
     PRECISION: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """dz1, and grads with this tile's; no further down than hidden layer STOP, of which the sums alone are made."""
-    dz, out = (), ()
+    dz = ()
+    out = ()
     for layer in tl.static_range(HIDDEN - 1, -1, -1):
         if layer >= STOP:
             dh = ()
@@ -116,7 +121,9 @@ def through_layers(
                 for o in tl.static_range(len(w_last)):
                     dh = dh + (ds[:, None] * w_last[o][None, :],)
             else:
-                dh = multiply_transposed(to_dtype(dz, DTYPE), layers[layer + 1][0], ROWS, LAYERS[layer], PRECISION)
+                dh = multiply_transposed(
+                    to_dtype(dz, DTYPE), layers[layer + 1][0], ROWS, static(LAYERS[layer]), PRECISION
+                )
             dz, added = through_activation(zs[layer], dh, layers[layer][2], ACTIVATION, FAST)
             # Dice's batch statistics give rows that are not there a gradient too.
             dz = select_rows(inside, dz)
@@ -142,11 +149,11 @@ def add_row_gradients(
 ):  # fmt: skip
     if SHARED == "ordered":
         tl.debug_barrier()  # what other threads of the program stored for the candidate before
-    for b in tl.static_range(len(D_SPANS)):
+    for b in tl.static_range(len(D_SPANS) // 3):
         pointer = grads[SOURCES[b][0]]
-        column = tl.arange(0, D_SPANS[b][1])
+        column = tl.arange(0, D_SPANS[3 * b + 1])
         at = row[:, None] * SOURCES[b][2] + (SOURCES[b][1] + column)[None, :]
-        mask = inside[:, None] & (column < D_SPANS[b][2])[None, :]
+        mask = inside[:, None] & (column < D_SPANS[3 * b + 2])[None, :]
         if SHARED == "atomic":
             tl.atomic_add(pointer + at, values[b], mask=mask, sem="relaxed")
         elif SHARED == "ordered":
@@ -184,18 +191,21 @@ def backward_kernel(
 ):  # fmt: skip
     DTYPE: tl.constexpr = source[2][0].dtype.element_ty
     ROWS: tl.constexpr = GROUP * LENGTH
-    key, product = (), ()
+    key = ()
+    product = ()
     if not FOLD:
-        key, product = load_first(mlp[4], D_SPANS, LAYERS[0], STRIDES, DTYPE)
+        key, product = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
     layers = load_layers(mlp[0], mlp[1], mlp[2], mlp[3], LAYERS, WIDTHS, STEPS, HIDDEN, ACTIVATION, DTYPE)
     w_last, b_last = load_last(mlp[0], mlp[1], LAYERS, HIDDEN)
-    d_key, d_product = (), ()
+    d_key = ()
+    d_product = ()
     if len(mlp[4]) > 0:
-        d_key, d_product = zero_matrix(D_SPANS, LAYERS[0]), zero_matrix(D_SPANS, LAYERS[0])
+        d_key, d_product = zero_matrix(D_SPANS, static(LAYERS[0])), zero_matrix(D_SPANS, static(LAYERS[0]))
     d_layers = zero_layers(LAYERS, HIDDEN, SUMS)
-    d_last, d_bias = (), tl.zeros([], tl.float32)
+    d_last = ()
+    d_bias = tl.zeros([], tl.float32)
     if HIDDEN > 0:
-        d_last = zero_vectors(LAYERS[HIDDEN - 1])
+        d_last = zero_vectors(static(LAYERS[HIDDEN - 1]))
     begin, end, step = tl.program_id(0), tl.cdiv(last - first, GROUP) * splits, tl.num_programs(0)
     if SHARED == "ordered":
         begin = tl.load(bounds + tl.program_id(0)).to(tl.int32)
@@ -206,7 +216,7 @@ def backward_kernel(
             group = tl.load(order + work)
         candidate, present, start, count, q, c, a = open_group(
             tl.cast(group, tl.int32), first, last, source, where, term, folded, mlp[4], key,
-            D_SPANS, Q_SOURCES, DIM, LAYERS[0], WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
+            D_SPANS, Q_SOURCES, DIM, static(LAYERS[0]), WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
         )  # fmt: skip
         active = present & (count > 0)
         g = load_rows(grad_pooled, DIM, candidate, active, D_SPANS)
@@ -220,9 +230,11 @@ def backward_kernel(
                     w = load_pairs(pair_weights, pair_begin, candidate, active, t0, counts, GROUP, LENGTH)
                     gw = load_pairs(grad_pair_weights, pair_begin, candidate, active, t0, counts, GROUP, LENGTH)
                     delta += tl.sum(tl.reshape(w * gw, [GROUP, LENGTH]), 1)
-        dq, dc, da = zero_rows(GROUP, D_SPANS), zero_rows(GROUP, LAYERS[0]), ()
+        dq = zero_rows(GROUP, D_SPANS)
+        dc = zero_rows(GROUP, static(LAYERS[0]))
+        da = ()
         if FOLD:
-            da = zero_matrix(D_SPANS, LAYERS[0])
+            da = zero_matrix(D_SPANS, static(LAYERS[0]))
         t_first, t_last = part_of(count, split, splits, LENGTH)
         for t0 in range(t_first, t_last, LENGTH):
             row, valid, counts = pairs_of(start, count, t0, where, GROUP, LENGTH)
@@ -257,7 +269,9 @@ def backward_kernel(
                     d_key = add_outer(d_key, k, dz, PRECISION)
                     d_product = add_outer(d_product, times_query(k, q, LENGTH), dz, PRECISION)
                     by_product = multiply_transposed(dz, product, ROWS, D_SPANS, PRECISION)
-                    each_q, through_k, through_q = repeat_rows(q, LENGTH), (), ()
+                    each_q = repeat_rows(q, LENGTH)
+                    through_k = ()
+                    through_q = ()
                     for b in tl.static_range(len(dk)):
                         through_k = through_k + (dk[b] + each_q[b].to(tl.float32) * by_product[b],)
                         through_q = through_q + (k[b].to(tl.float32) * by_product[b],)
@@ -270,14 +284,19 @@ def backward_kernel(
                     add_row_gradients(grad_rows, row, valid, both, D_SPANS, K_SOURCES, SHARED)
         if STOP < 0:
             if len(mlp[4]) == 0:
-                store_matrix(grad_folded + tl.cast(group, tl.int64) * WIDTHS[0] * DIM, DIM, da, D_SPANS, LAYERS[0])
+                store_matrix(
+                    grad_folded + tl.cast(group, tl.int64) * WIDTHS[0] * DIM, DIM, da, D_SPANS, static(LAYERS[0])
+                )
             elif FOLD:
-                _, product_again = load_first(mlp[4], D_SPANS, LAYERS[0], STRIDES, DTYPE)
-                new_key, new_product, new_q = (), (), ()
+                _, product_again = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
+                new_key = ()
+                new_product = ()
+                new_q = ()
                 for b in tl.static_range(len(da)):
-                    row_key, row_product = (), ()
+                    row_key = ()
+                    row_product = ()
                     column = tl.trans(q[b]).to(tl.float32)
-                    along = tl.zeros([tl.constexpr(D_SPANS[b][1])], tl.float32)
+                    along = tl.zeros([tl.constexpr(D_SPANS[3 * b + 1])], tl.float32)
                     for o in tl.static_range(len(da[b])):
                         row_key = row_key + (d_key[b][o] + da[b][o],)
                         row_product = row_product + (d_product[b][o] + da[b][o] * column,)
@@ -287,27 +306,29 @@ def backward_kernel(
                 d_key, d_product, dq = new_key, new_product, new_q
             at = tl.cast(split, tl.int64) * queries + candidate
             store_rows(grad_query, DIM, at, present, dq, D_SPANS)
-            store_rows(grad_term, WIDTHS[0], at, present, dc, LAYERS[0])
+            store_rows(grad_term, WIDTHS[0], at, present, dc, static(LAYERS[0]))
     parts += tl.program_id(0).to(tl.int64) * SIZE
     for layer in tl.static_range(HIDDEN):
         if STOP < 0 or STOP == layer:
             for j in tl.static_range(SUMS):
                 store_vectors(
-                    parts + AT_LAYERS[layer][2] + j * WIDTHS[layer], d_layers[HIDDEN - 1 - layer][2][j], LAYERS[layer]
+                    parts + AT_LAYERS[layer][2] + j * WIDTHS[layer],
+                    d_layers[HIDDEN - 1 - layer][2][j],
+                    static(LAYERS[layer]),
                 )
         if layer > 0 and STOP < 0:
             store_matrix(
                 parts + AT_LAYERS[layer][0],
                 WIDTHS[layer - 1],
                 d_layers[HIDDEN - 1 - layer][0],
-                LAYERS[layer - 1],
-                LAYERS[layer],
+                static(LAYERS[layer - 1]),
+                static(LAYERS[layer]),
             )
-            store_vectors(parts + AT_LAYERS[layer][1], d_layers[HIDDEN - 1 - layer][1], LAYERS[layer])
+            store_vectors(parts + AT_LAYERS[layer][1], d_layers[HIDDEN - 1 - layer][1], static(LAYERS[layer]))
     if STOP < 0:
         if len(mlp[4]) > 0:
-            store_matrix(parts + AT[0], DIM, d_key, D_SPANS, LAYERS[0])
-            store_matrix(parts + AT[1], DIM, d_product, D_SPANS, LAYERS[0])
+            store_matrix(parts + AT[0], DIM, d_key, D_SPANS, static(LAYERS[0]))
+            store_matrix(parts + AT[1], DIM, d_product, D_SPANS, static(LAYERS[0]))
         if HIDDEN > 0:
-            store_vectors(parts + AT[2], d_last, LAYERS[HIDDEN - 1])
+            store_vectors(parts + AT[2], d_last, static(LAYERS[HIDDEN - 1]))
             tl.store(parts + AT[3], d_bias)

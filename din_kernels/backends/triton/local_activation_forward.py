@@ -12,6 +12,7 @@ from din_kernels.backends.triton.blocks import (
     multiply_add,
     narrow,
     select_rows,
+    static,
     store_rows,
     store_vectors,
     zero_rows,
@@ -48,10 +49,10 @@ def term_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     q = load_source(tables, ids, row, row < queries, D_SPANS, SOURCES)
     total = ()
-    for o in tl.static_range(len(SPANS)):
-        column = tl.arange(0, SPANS[o][1])
-        start = tl.load(bias + SPANS[o][0] + column, mask=column < SPANS[o][2], other=0.0).to(tl.float32)
-        total = total + (tl.broadcast_to(start[None, :], [BLOCK, tl.constexpr(SPANS[o][1])]),)
+    for o in tl.static_range(len(SPANS) // 3):
+        column = tl.arange(0, SPANS[3 * o + 1])
+        start = tl.load(bias + SPANS[3 * o] + column, mask=column < SPANS[3 * o + 2], other=0.0).to(tl.float32)
+        total = total + (tl.broadcast_to(start[None, :], [BLOCK, tl.constexpr(SPANS[3 * o + 1])]),)
     total = multiply_add(total, q, load_matrix(weight, STRIDE, D_SPANS, SPANS, DTYPE), PRECISION)
     store_rows(term, WIDTH, row, row < queries, total, SPANS)
 
@@ -80,16 +81,17 @@ def forward_kernel(
     DTYPE: tl.constexpr = source[2][0].dtype.element_ty
     ROWS: tl.constexpr = GROUP * LENGTH
     NOTHING: tl.constexpr = float("-inf") if SOFTMAX else 0.0  # score of a pair that does not count
-    key, product = (), ()
+    key = ()
+    product = ()
     if not FOLD:
-        key, product = load_first(mlp[4], D_SPANS, LAYERS[0], STRIDES, DTYPE)
+        key, product = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
     layers = load_layers(mlp[0], mlp[1], mlp[2], mlp[3], LAYERS, WIDTHS, STEPS, HIDDEN, ACTIVATION, DTYPE)
     w_last, b_last = load_last(mlp[0], mlp[1], LAYERS, HIDDEN)
     for work in range(tl.program_id(0), tl.cdiv(last - first, GROUP) * splits, tl.num_programs(0)):
         group, split = work // splits, work % splits
         candidate, present, start, count, q, c, a = open_group(
             tl.cast(group, tl.int32), first, last, source, where, term, folded, mlp[4], key,
-            D_SPANS, Q_SOURCES, DIM, LAYERS[0], WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
+            D_SPANS, Q_SOURCES, DIM, static(LAYERS[0]), WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
         )  # fmt: skip
         out = zero_rows(GROUP, D_SPANS)
         highest = tl.full([GROUP], float("-inf"), tl.float32)
@@ -215,16 +217,17 @@ def statistics_kernel(
     theirs. Tiles are merged by n = n1 + n2, d = m2 - m1, m = m1 + d n2 / n, S = S1 + S2 + d^2 n1 n2 / n."""
     DTYPE: tl.constexpr = source[2][0].dtype.element_ty
     ROWS: tl.constexpr = GROUP * LENGTH
-    key, product = (), ()
+    key = ()
+    product = ()
     if not FOLD:
-        key, product = load_first(mlp[4], D_SPANS, LAYERS[0], STRIDES, DTYPE)
+        key, product = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
     layers = load_layers(mlp[0], mlp[1], mlp[2], mlp[3], LAYERS, WIDTHS, STEPS, LAYER, ACTIVATION, DTYPE)
     n = tl.zeros([], tl.float32)
-    mean, square = zero_vectors(LAYERS[LAYER]), zero_vectors(LAYERS[LAYER])
+    mean, square = zero_vectors(static(LAYERS[LAYER])), zero_vectors(static(LAYERS[LAYER]))
     for group in range(tl.program_id(0), tl.cdiv(last - first, GROUP), tl.num_programs(0)):
         candidate, present, start, count, q, c, a = open_group(
             tl.cast(group, tl.int32), first, last, source, where, term, folded, mlp[4], key,
-            D_SPANS, Q_SOURCES, DIM, LAYERS[0], WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
+            D_SPANS, Q_SOURCES, DIM, static(LAYERS[0]), WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
         )  # fmt: skip
         for t0 in range(0, tl.max(count, 0), LENGTH):
             row, valid, _ = pairs_of(start, count, t0, where, GROUP, LENGTH)
@@ -232,8 +235,10 @@ def statistics_kernel(
             z = first_z(k, q, c, a, product, LENGTH, FOLD, PRECISION)
             zs, _ = layers_above(z, layers, LAYER, ROWS, DTYPE, PRECISION, ACTIVATION, FAST)
             here = tl.sum(valid.to(tl.float32), 0)  # at least 1: the longest history of the group reaches into the tile
-            sums = add_column_sums(zero_vectors(LAYERS[LAYER]), select_rows(valid, zs[LAYER]))
-            share, new_mean, new_square = here / (n + here), (), ()
+            sums = add_column_sums(zero_vectors(static(LAYERS[LAYER])), select_rows(valid, zs[LAYER]))
+            share = here / (n + here)
+            new_mean = ()
+            new_square = ()
             for o in tl.static_range(len(sums)):
                 middle = sums[o] / here
                 apart = tl.where(valid[:, None], zs[LAYER][o] - middle[None, :], 0.0)
@@ -242,5 +247,5 @@ def statistics_kernel(
                 new_square = new_square + (square[o] + tl.sum(apart * apart, 0) + d * d * n * share,)
             n, mean, square = n + here, new_mean, new_square
     tl.store(count_parts + tl.program_id(0), n)
-    store_vectors(mean_parts + tl.program_id(0) * WIDTHS[LAYER], mean, LAYERS[LAYER])
-    store_vectors(square_parts + tl.program_id(0) * WIDTHS[LAYER], square, LAYERS[LAYER])
+    store_vectors(mean_parts + tl.program_id(0) * WIDTHS[LAYER], mean, static(LAYERS[LAYER]))
+    store_vectors(square_parts + tl.program_id(0) * WIDTHS[LAYER], square, static(LAYERS[LAYER]))

@@ -9,7 +9,7 @@ import torch
 import triton
 
 from din_kernels.backends.triton import chips
-from din_kernels.backends.triton.blocks import LEAST, spans
+from din_kernels.backends.triton.blocks import LEAST, flat, spans
 
 CHUNK_BYTES = 64 * 2**20  # of outer's A [chunk, H1, D]
 STEPS_PER_PART = 4  # a history is split among programs into parts of at least so many tiles
@@ -66,8 +66,8 @@ def make_call(query_tables, query_ids, row_tables, row_ids, begin, length, row_i
     elif features == "product":
         first = tuple(others)
     constants = {
-        "D_SPANS": d_spans, "Q_SOURCES": q_sources, "K_SOURCES": k_sources, "DIM": dim,
-        "LAYERS": tuple(spans(width) for width in widths), "WIDTHS": widths,
+        "D_SPANS": flat(d_spans), "Q_SOURCES": q_sources, "K_SOURCES": k_sources, "DIM": dim,
+        "LAYERS": tuple(flat(spans(width)) for width in widths), "WIDTHS": widths,
         "STEPS": tuple(tuple(int(p.numel() > 1) for p in layer) for layer in by_layer),
         "STRIDES": tuple(weight.stride(0) for weight in first), "ACTIVATION": activation,
         "PRECISION": chips.dot_precision(dtype), "FAST": chips.fast_tanh(device, dtype),

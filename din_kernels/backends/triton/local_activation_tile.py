@@ -18,6 +18,7 @@ from din_kernels.backends.triton.blocks import (
     multiply_add,
     narrow,
     repeat_rows,
+    static,
     to_dtype,
 )
 
@@ -33,12 +34,12 @@ def load_source(
 ):
     """Rows [rows, D] as blocks in the tables' dtype, zero where not inside."""
     out = ()
-    for b in tl.static_range(len(D_SPANS)):
+    for b in tl.static_range(len(D_SPANS) // 3):
         at = row
         if len(ids) > 0:
             at = tl.load(ids[SOURCES[b][0]] + row, mask=inside, other=0).to(tl.int64)
-        column = tl.arange(0, D_SPANS[b][1])
-        mask = inside[:, None] & (column < D_SPANS[b][2])[None, :]
+        column = tl.arange(0, D_SPANS[3 * b + 1])
+        mask = inside[:, None] & (column < D_SPANS[3 * b + 2])[None, :]
         pointer = tables[SOURCES[b][0]] + at[:, None] * SOURCES[b][2] + (SOURCES[b][1] + column)[None, :]
         out = out + (tl.load(pointer, mask=mask, other=0.0),)
     return out
@@ -153,12 +154,16 @@ def load_layers(
     """Per hidden layer (weight^T, bias, activation's parameters); without the first one's weight and bias."""
     out = ()
     for layer in tl.static_range(min(UP_TO + 1, len(STEPS))):
-        above, matrix, bias = (), (), ()
+        above = ()
+        matrix = ()
+        bias = ()
         if layer < UP_TO:
-            above = load_params(params[layer], eps[layer], LAYERS[layer], STEPS[layer], ACTIVATION)
+            above = load_params(params[layer], eps[layer], static(LAYERS[layer]), static(STEPS[layer]), ACTIVATION)
         if layer > 0:
-            matrix = load_matrix(weights[layer], WIDTHS[layer - 1], LAYERS[layer - 1], LAYERS[layer], DTYPE)
-            bias = load_vectors(biases[layer], LAYERS[layer], 1, 0.0)
+            matrix = load_matrix(
+                weights[layer], WIDTHS[layer - 1], static(LAYERS[layer - 1]), static(LAYERS[layer]), DTYPE
+            )
+            bias = load_vectors(biases[layer], static(LAYERS[layer]), 1, 0.0)
         out = out + ((matrix, bias, above),)
     return out
 
@@ -168,7 +173,7 @@ def load_last(weights, biases, LAYERS: tl.constexpr, HIDDEN: tl.constexpr):
     """Weight blocks and bias of the layer that gives the score; without a hidden layer the first does."""
     weight = ()
     if HIDDEN > 0:
-        weight = load_vectors(weights[HIDDEN], LAYERS[HIDDEN - 1], 1, 0.0)
+        weight = load_vectors(weights[HIDDEN], static(LAYERS[HIDDEN - 1]), 1, 0.0)
     return weight, tl.load(biases[HIDDEN]).to(tl.float32)
 
 
@@ -180,7 +185,8 @@ def layers_above(
     ROWS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """z and h of each layer, fp32: h of layers below UP_TO, z of layers up to it, where there is one."""
-    zs, hs = (z,), ()
+    zs = (z,)
+    hs = ()
     for layer in tl.static_range(UP_TO):
         h = ()
         for o in tl.static_range(len(zs[layer])):
