@@ -21,8 +21,6 @@ from din_kernels.backends.triton.local_activation_plan import CHUNK_BYTES, Call,
 def refuses(request: Request) -> str | None:
     """Why these kernels cannot serve the request, or None."""
     options = request.options
-    if options["hidden_layers"] > 3:
-        return f"at most 3 hidden layers are supported, got {options['hidden_layers']}"
     if options["dice_training"] == "some":
         return "either all or none of the Dice layers must take batch statistics, got some"
     return refuses_tensors(request)
