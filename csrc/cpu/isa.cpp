@@ -1,5 +1,9 @@
 #include "isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -30,11 +34,19 @@ bool compiled(Isa isa) {
     return false;
 }
 
-// The same sets as the compiler flags in CMakeLists.txt (F16C comes with every AVX2 processor). The builtin also asks
-// the operating system whether it saves the registers.
+#if defined(__x86_64__)
+// Not every compiler's builtin knows this one; a virtual machine may hide it from a processor that has AVX2.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
+
+// The same sets as the compiler flags in CMakeLists.txt. The builtin also asks the operating system whether it saves
+// the registers.
 bool runs_here(Isa isa) {
 #if defined(__x86_64__)
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     switch (isa) {
         case Isa::kBaseline:
             return true;

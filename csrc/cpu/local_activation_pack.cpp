@@ -36,7 +36,7 @@ template <typename T>
 int64_t lay_out(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, T* base, PartialGrads<T>& grads) {
     int64_t used = 0;
     const auto take = [&](T*& to, int64_t count) {
-        to = base + used;
+        to = base ? base + used : nullptr;
         used += round_up(count, kAlignment<T>);
     };
     const bool outer = args.features == Features::kOuter;  // those of Wk and Wo are summed over rounds instead

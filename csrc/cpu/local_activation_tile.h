@@ -33,7 +33,7 @@ struct Workspace {
         fold_from = m.outer_t ? 0 : backward ? kFoldBackward : kFoldForward;  // with outer features all have one
         int64_t used = 0;
         const auto take = [&](T*& pointer, int64_t count) {
-            pointer = base + used;
+            pointer = base ? base + used : nullptr;
             used += (count + 15) / 16 * 16;
         };
         const int64_t h1 = m.width_p[0];
