@@ -184,10 +184,12 @@ def facts(kernel: Any) -> dict[str, Any]:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The table as Markdown."""
+    chips_named = " ".join(dict.fromkeys(row["chip"] for row in rows))
     lines = [
         "# Triton kernels as compiled\n",
-        f"Made by `python benchmarks/triton_cubins.py` with Triton {triton.__version__}, without a GPU: what the "
-        "compiler says, not a measurement. Registers per thread; spills: instructions that read or write local memory; "
+        f"Made by `python benchmarks/triton_cubins.py --chips {chips_named}` with Triton {triton.__version__}, without "
+        "a GPU: what the compiler says, not a measurement. Registers per thread; spills: instructions that read or "
+        "write local memory; "
         "shared memory and stack in bytes. fp32 under `highest` is computed on the ordinary units (matrix: none).\n",
     ]
     for chip in CHIPS:

@@ -6,6 +6,7 @@ The interpreter is chosen when Triton is imported, so test_triton.py runs this f
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -178,6 +179,23 @@ def test_bad_values_of_one_user_touch_only_that_users_candidates(normalize, leng
     others = torch.ones(len(values), dtype=torch.bool)
     others[offsets[2] : offsets[3]] = False
     assert torch.equal(results[0][2][others], results[1][2][others])
+
+
+def test_rows_beyond_2_to_31_elements_are_found():
+    dim, tail = 64, 30
+    rows = 2**31 // dim + tail
+    try:  # zero pages: only what is touched takes memory
+        values = torch.from_numpy(np.zeros((rows, dim), np.float32))
+    except MemoryError:
+        pytest.skip("address space for 8.6 GB is needed")
+    generator = torch.Generator().manual_seed(0)
+    values[-tail:] = torch.randn(tail, dim, generator=generator)
+    query, unit = torch.randn(1, dim, generator=generator), dk.nn.LocalActivationUnit(dim, (7,))
+    far = dk.Jagged(values, torch.tensor([0, rows - tail, rows]))
+    with torch.no_grad(), dk.use_backend("triton"):
+        pooled = unit(query, far, query_to_user=torch.tensor([1]))
+        near = unit(query, dk.Jagged(values[-tail:].clone(), torch.tensor([0, tail])))
+    torch.testing.assert_close(pooled, near, rtol=1e-6, atol=1e-6)
 
 
 def test_outer_is_the_same_in_chunks_of_candidates(monkeypatch):

@@ -34,7 +34,7 @@ def _query_term(call: Call) -> torch.Tensor:
     term_kernel[(triton.cdiv(call.queries, block),)](
         call.source[0], call.source[1], call.through_query, call.biases[0], term, call.queries, BLOCK=block,
         D_SPANS=shared["D_SPANS"], SOURCES=shared["Q_SOURCES"], SPANS=shared["LAYERS"][0],
-        WIDTH=shared["WIDTHS"][0], STRIDE=call.through_query.stride(0), PRECISION=shared["PRECISION"], num_warps=4,
+        WIDTH=shared["WIDTHS"][0], STRIDE=call.through_query.stride(0), PRECISION=shared["PRECISION"], num_warps=8,
     )  # fmt: skip
     return term
 
