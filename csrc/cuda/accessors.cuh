@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "device.cuh"
 #include "numeric.cuh"
@@ -12,8 +13,8 @@ namespace din_kernels::cuda {
 template <typename T>
 class Global {
  public:
-    // `size` elements; null with size 0 stands for an optional array that is left out. Made on the host.
-    Global(T* data, int64_t size) : data_(data) {
+    // `size` elements; null stands for an optional array that is left out.
+    __host__ __device__ Global(T* data, int64_t size) : data_(data) {
 #ifdef DIN_KERNELS_EMULATE
         size_ = data ? size : 0;
 #else
@@ -26,8 +27,8 @@ class Global {
 
     // Elements at .. at + kCount in one access, which must be aligned to its size.
     template <int kCount>
-    __device__ Vector<T, kCount> load(int64_t at) const {
-        return *reinterpret_cast<const Vector<T, kCount>*>(vector<kCount>(at));
+    __device__ Vector<std::remove_const_t<T>, kCount> load(int64_t at) const {
+        return *reinterpret_cast<const Vector<std::remove_const_t<T>, kCount>*>(vector<kCount>(at));
     }
     template <int kCount>
     __device__ void store(int64_t at, Vector<T, kCount> value) const {
