@@ -25,7 +25,6 @@ inline void __syncthreads(int line = __builtin_LINE()) { din_kernels::emulation:
 inline void __syncwarp(unsigned mask = ~0u, int line = __builtin_LINE()) {
     din_kernels::emulation::warp_barrier(line, mask);
 }
-inline void __threadfence() {}
 
 namespace din_kernels::emulation {
 
@@ -68,11 +67,5 @@ inline unsigned __ballot_sync(unsigned mask, bool vote, int line = __builtin_LIN
         votes |= unsigned(din_kernels::emulation::exchanged<bool>(left, lane)) << lane;
     return votes;
 }
-inline bool __any_sync(unsigned mask, bool vote, int line = __builtin_LINE()) {
-    return __ballot_sync(mask, vote, line) != 0;
-}
-
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
-inline float __expf(float x) { return std::exp(x); }
-inline float __fdividef(float x, float y) { return x / y; }

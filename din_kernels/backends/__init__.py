@@ -84,6 +84,11 @@ def available() -> dict[str, str | None]:
     return {name: unavailable(name) for name in NAMES}
 
 
+def remark(name: str) -> str | None:
+    """What a user should know before choosing backend `name`, or None."""
+    return getattr(_package(name), "REMARK", None)
+
+
 def module(name: str, op: str):
     """The backend's module of the op, or None where it has none."""
     try:

@@ -22,6 +22,7 @@ inline cuda::Stream stream_at(Address address) { return reinterpret_cast<cuda::S
 
 // One per op, each in the file of the op's name.
 void bind_dice(py::module_& m);
+void bind_local_activation(py::module_& m);
 void bind_mba_penalty(py::module_& m);
 void bind_sparse_update(py::module_& m);
 

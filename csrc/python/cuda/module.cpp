@@ -11,6 +11,8 @@ using din_kernels::cuda::DeviceInfo;
 using namespace din_kernels::python;
 
 PYBIND11_MODULE(DIN_KERNELS_MODULE, m) {
+    bind_dice(m);
+    bind_local_activation(m);
     bind_mba_penalty(m);
     bind_sparse_update(m);
 #ifdef DIN_KERNELS_EMULATE

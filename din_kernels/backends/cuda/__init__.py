@@ -14,7 +14,10 @@ import torch
 from din_kernels import config
 from din_kernels.backends import Request
 
-NOT_VERIFIED = "not verified on hardware: use_backend('cuda') asks for it"
+REMARK = (
+    "not verified on hardware, so use_backend('cuda') alone chooses it; no kernel for outer features, stats='padded' "
+    "and float64"
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
