@@ -10,7 +10,7 @@ BUILT := $(VENV)/.built-cuda-$(or $(DIN_KERNELS_CUDA),auto)
 NATIVE := setup.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATTED := $(filter %.cpp %.cu %.cuh %.h,$(NATIVE))
 
-.PHONY: demo test test-triton cubins gpu-check lint format bench build clean
+.PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized gpu-check lint format bench build clean
 
 demo: $(BUILT)
 	$(BIN)/din-kernels demo $(if $(DATA),--data $(DATA))
@@ -29,6 +29,23 @@ cubins: $(BUILT)
 # On a machine with a GPU: build, GPU tests, benchmarks, one JSON, in under 9 minutes.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
+
+# The correctness suite on backend `cuda`, emulated on the CPU; `test` has a representative part of it.
+test-cuda-emulated: $(BUILT)
+	DIN_KERNELS_CUDA_EMULATE=1 $(BIN)/pytest -q python_tests -k "test_cuda or (cuda and equals_the_reference) or (cuda and equal_the_reference)"
+
+# The emulated CUDA kernels once more under AddressSanitizer and UndefinedBehaviorSanitizer.
+SANITIZED := build/sanitized
+test-cuda-sanitized: $(BUILT)
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_BUILD_TYPE=Release -DDIN_KERNELS_CUDA=off \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	    -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
+	    "-DDIN_KERNELS_EMULATION_FLAGS=-fsanitize=address,undefined;-fno-sanitize-recover=all;-O1;-g"
+	$(BIN)/cmake --build $(SANITIZED) --target _cuda_emulated
+	LD_PRELOAD=$$(c++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	    DIN_KERNELS_EMULATION=$$(ls $(SANITIZED)/csrc/cuda_emulation/_cuda_emulated*.so) PYTHONPATH=python_tests \
+	    $(BIN)/pytest -q -p emulation_from python_tests/test_cuda_dice.py python_tests/test_cuda_sparse.py \
+	    python_tests/test_cuda_local_activation.py
 
 lint: $(BUILT)
 	$(BIN)/ruff check -q .

@@ -25,3 +25,8 @@ def data_folder() -> Path:
 def triton_interprets() -> bool:
     """Whether TRITON_INTERPRET has Triton run its kernels on the CPU; Triton reads it when it is imported."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def cuda_emulate() -> bool:
+    """Whether DIN_KERNELS_CUDA_EMULATE asks for backend `cuda` to take CPU tensors, on its emulation of a GPU."""
+    return os.environ.get("DIN_KERNELS_CUDA_EMULATE", "0") not in ("", "0")

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include "din_kernels/cuda.h"
+
 namespace din_kernels::cuda {
 
 DeviceInfo device_info() {
@@ -25,6 +27,26 @@ DeviceInfo device_info() {
         info.unavailable = "no CUDA device";
     }
     return info;
+}
+
+const char* built_architectures() { return DIN_KERNELS_CUDA_ARCHITECTURES; }
+
+DeviceLimits device_limits() {
+    // Asked at every launch: cudaDeviceGetAttribute reads a table of the runtime, it does not ask the device.
+    int device = 0, major = 0, minor = 0, multiprocessors = 0, shared = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    const auto get = [&](int* value, cudaDeviceAttr attribute) {
+        if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
+    };
+    get(&major, cudaDevAttrComputeCapabilityMajor);
+    get(&minor, cudaDevAttrComputeCapabilityMinor);
+    get(&multiprocessors, cudaDevAttrMultiProcessorCount);
+    get(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    if (error != cudaSuccess) {
+        cudaGetLastError();
+        throw LaunchError(std::string("no usable CUDA device: ") + cudaGetErrorString(error));
+    }
+    return {10 * major + minor, multiprocessors, shared};
 }
 
 }  // namespace din_kernels::cuda

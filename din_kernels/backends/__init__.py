@@ -1,6 +1,6 @@
 """Which backend serves a call.
 
-CPU tensors go to `cpu`, GPU tensors to `cuda` or `triton`, what no kernel supports to `reference`. A forced backend
+CPU tensors go to `cpu`, GPU tensors to `triton`, what no kernel supports to `reference`. A forced backend
 that cannot serve raises an error that names the reason; it never falls back.
 """
 
@@ -20,7 +20,8 @@ from din_kernels import config
 
 NAMES = ("cpu", "cuda", "triton", "reference")
 OPS = ("local_activation", "dice", "mba_penalty", "sparse_update")
-_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+# CUDA C++ is never the automatic choice until its tests have passed on a GPU: use_backend("cuda") asks for it.
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 _forced: ContextVar[tuple[str, tuple[str, ...]] | None] = ContextVar("din_kernels_backend", default=None)
 
 
@@ -81,6 +82,11 @@ def unavailable(name: str) -> str | None:
 def available() -> dict[str, str | None]:
     """For every backend: None where it runs on this machine, else the reason why it does not."""
     return {name: unavailable(name) for name in NAMES}
+
+
+def remark(name: str) -> str | None:
+    """What a user should know before choosing backend `name`, or None."""
+    return getattr(_package(name), "REMARK", None)
 
 
 def module(name: str, op: str):

@@ -17,12 +17,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
-from din_kernels import backends, verification, verification_ops
+from din_kernels import backends, config, verification, verification_ops
 from din_kernels.commands.console import wide_console
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
 from din_kernels.verification import ACTIVATION_CASES, LAYOUTS
 
-DEVICE = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+DEVICE = {"cpu": "cpu", "cuda": "cpu" if config.cuda_emulate() else "cuda", "triton": "cuda"}
 
 
 class Row(NamedTuple):

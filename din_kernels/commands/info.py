@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from din_kernels import backends
@@ -27,7 +28,9 @@ def run(options: argparse.Namespace) -> int:
 
     available = Table("backend", "on this machine", title="backends")
     for name, reason in backends.available().items():
-        available.add_row(name, "[green]runs[/green]" if reason is None else f"[yellow]no[/yellow]: {reason}")
+        runs = "[green]runs[/green]" if reason is None else f"[yellow]no[/yellow]: {escape(reason)}"
+        remark = backends.remark(name)
+        available.add_row(name, runs if remark is None else f"{runs}; {escape(remark)}")
     console.print(available)
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

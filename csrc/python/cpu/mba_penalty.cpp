@@ -3,8 +3,8 @@
 
 #include <string>
 
+#include "../table_arrays.h"
 #include "bindings.h"
-#include "table_arrays.h"
 
 namespace din_kernels::python {
 

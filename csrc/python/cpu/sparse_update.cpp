@@ -3,8 +3,8 @@
 
 #include <string>
 
+#include "../table_arrays.h"
 #include "bindings.h"
-#include "table_arrays.h"
 
 namespace din_kernels::python {
 
@@ -17,13 +17,7 @@ void bind_sparse_update(py::module_& m) {
            double beta1, double beta2, double eps, double coeff, bool maximize, bool decoupled, int threads) {
             const Ids id_array = ids_at(ids, id_type);
             const Counts count_array = counts_at(counts, count_type);
-            const UpdateRule update = parse<UpdateRule>("rule", rule,
-                                                        {{"sgd", UpdateRule::kSgd},
-                                                         {"momentum", UpdateRule::kMomentum},
-                                                         {"nesterov", UpdateRule::kNesterov},
-                                                         {"adagrad", UpdateRule::kAdagrad},
-                                                         {"rowwise_adagrad", UpdateRule::kRowwiseAdagrad},
-                                                         {"adam", UpdateRule::kAdam}});
+            const UpdateRule update = update_rule(rule);
             py::gil_scoped_release release;
             with_dtype(dtype, [&](auto zero) {
                 using S = decltype(zero);

@@ -1,13 +1,29 @@
-// din_kernels._cuda: imports on every machine, with or without a GPU or its driver.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+// din_kernels._cuda: imports on every machine, with or without a GPU or its driver. The same file makes
+// din_kernels._cuda_emulated, whose kernels run on the CPU.
+#include "bindings.h"
 #include "din_kernels/device_info.h"
 
-namespace py = pybind11;
-using din_kernels::cuda::DeviceInfo;
+#ifdef DIN_KERNELS_EMULATE
+#include "../../cuda_emulation/machine.h"
+#endif
 
-PYBIND11_MODULE(_cuda, m) {
+using din_kernels::cuda::DeviceInfo;
+using namespace din_kernels::python;
+
+PYBIND11_MODULE(DIN_KERNELS_MODULE, m) {
+    bind_dice(m);
+    bind_local_activation(m);
+    bind_mba_penalty(m);
+    bind_sparse_update(m);
+#ifdef DIN_KERNELS_EMULATE
+    m.def(
+        "set_device",
+        [](int multiprocessors, size_t shared_per_block, bool reverse_blocks) {
+            din_kernels::emulation::device() = {multiprocessors, shared_per_block, reverse_blocks};
+        },
+        py::arg("multiprocessors") = 3, py::arg("shared_per_block") = 227 * 1024, py::arg("reverse_blocks") = false,
+        "The emulated device: its size, its limit, and the order in which blocks run.");
+#endif
     m.def(
         "device_count", [] { return din_kernels::cuda::device_info().devices.size(); },
         "Number of GPUs that the CUDA runtime sees; 0 with the reason in device_info()['unavailable'].");

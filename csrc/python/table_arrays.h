@@ -1,10 +1,11 @@
-// Arrays of several types, as the ops on tables take them.
+// Arrays of several types and update rules, as the ops on tables take them.
 #pragma once
 
 #include <string>
 
-#include "bindings.h"
 #include "din_kernels/arrays.h"
+#include "din_kernels/sparse_update.h"
+#include "parse.h"
 
 namespace din_kernels::python {
 
@@ -38,6 +39,16 @@ inline Counts counts_at(Address address, const std::string& type) {
                                                        {"int64", CountType::kInt64},
                                                        {"float32", CountType::kFloat},
                                                        {"float64", CountType::kDouble}})};
+}
+
+inline UpdateRule update_rule(const std::string& name) {
+    return parse<UpdateRule>("rule", name,
+                             {{"sgd", UpdateRule::kSgd},
+                              {"momentum", UpdateRule::kMomentum},
+                              {"nesterov", UpdateRule::kNesterov},
+                              {"adagrad", UpdateRule::kAdagrad},
+                              {"rowwise_adagrad", UpdateRule::kRowwiseAdagrad},
+                              {"adam", UpdateRule::kAdam}});
 }
 
 }  // namespace din_kernels::python

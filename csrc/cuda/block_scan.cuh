@@ -1,0 +1,41 @@
+// Sums over a warp and prefix sums over a block.
+#pragma once
+
+#include "accessors.cuh"
+
+namespace din_kernels::cuda {
+
+constexpr int kScanThreads = 256;
+
+// Adds in the same order on every lane: all of them get the same bits.
+template <typename T>
+__device__ T warp_sum(T value) {
+    for (int flip = 16; flip > 0; flip /= 2) value += __shfl_xor_sync(~0u, value, flip);
+    return value;
+}
+
+struct Scanned {
+    uint32_t before;  // sum of the values of the threads before this one
+    uint32_t total;   // of the whole block
+};
+
+// For kScanThreads threads; `sums` [kScanThreads / 32] is scratch, free again after the next barrier.
+__device__ inline Scanned block_scan(uint32_t value, const Shared<uint32_t>& sums) {
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+    uint32_t inclusive = value;
+    for (int up = 1; up < 32; up *= 2) {
+        const uint32_t other = __shfl_up_sync(~0u, inclusive, up);
+        if (lane >= up) inclusive += other;
+    }
+    if (lane == 31) sums.store(warp, inclusive);
+    __syncthreads();
+    Scanned result{inclusive - value, 0};
+    for (int w = 0; w < kScanThreads / 32; ++w) {
+        const uint32_t sum = sums[w];
+        result.total += sum;
+        if (w < warp) result.before += sum;
+    }
+    return result;
+}
+
+}  // namespace din_kernels::cuda

@@ -1,0 +1,215 @@
+// Backward of the local activation unit on the same flat tiles: persistent blocks that recompute a tile's forward, keep
+// the sums of the weights' gradients and write one partial each. With g the gradient of pooled, per pair
+//   dw = <g, k> + gw,   ds = scale dw  or  scale w (dw - sum_r w_r dw_r)
+//   dz of the last layer = ds w_out act'(z),   of the one before (dz W) act'(z), ...
+//   dk = w g + dz1 (Wk - Wd) + q (dz1 Wp),   dq += k (dz1 Wp),   dc += dz1
+#include "launch.cuh"
+#include "local_activation_backward_finish.h"
+#include "unit_gradient.cuh"
+#include "unit_math_of.h"
+#include "unit_prepare.h"
+
+namespace din_kernels::cuda {
+namespace {
+
+template <typename Math>
+__global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typename Math::Storage> call) {
+    using S = typename Math::Storage;
+    constexpr bool kApproximate = sizeof(S) == 2;
+    const UnitSizes& sizes = call.weights.sizes;
+    const BackwardPlan& plan = call.plan;
+    const TileShared& at = plan.tile;
+    const int rows = at.rows, last_layer = sizes.layers - 1;
+    const TileLoader<S>& loader = call.loader;
+    const BackwardShared shared{plan};
+    const Shared<S> products(uint32_t(at.products), rows * sizes.stride[0]);
+    const Shared<float> score = shared.floats(at.score, rows), column_sums = shared.column_sums();
+    const auto hidden = [&](int layer) { return Shared<S>(uint32_t(at.hidden[layer]), rows * sizes.stride[layer]); };
+    const auto clear = [&](const auto& array, int64_t size, auto zero) {
+        for (int64_t e = threadIdx.x; e < size; e += blockDim.x) array.store(int(e), zero);
+    };
+    for (int stage = 0; stage < at.stages; ++stage) clear(loader.keys_of(stage), rows * sizes.stride[0], S{});
+    clear(products, rows * sizes.stride[0], S{});
+    for (int layer = 1; layer <= last_layer; ++layer) clear(hidden(layer), rows * sizes.stride[layer], S{});
+    for (int buffer = 0; buffer < 2; ++buffer) clear(shared.dz<S>(buffer), rows * plan.dz_stride, S{});
+    clear(column_sums, plan.columns_size, 0.0f);
+    const int64_t gradient_first = int64_t(blockIdx.x) * plan.gradient_size;
+    if (plan.gradient_in_shared)
+        clear(shared.floats(plan.gradient, plan.gradient_size), plan.gradient_size, 0.0f);
+    else
+        for (int64_t e = threadIdx.x; e < plan.gradient_size; e += blockDim.x)
+            call.gradients.store(gradient_first + e, 0.0f);
+    __syncthreads();
+
+    const Range range(loader.pairs.first[loader.pairs.queries], rows, blockIdx.x, gridDim.x);
+    QuerySums<S> query_sums{call, range};
+    int stage = 0;
+    int64_t cursor = 0;
+    if (range.begin < range.end) {
+        cursor = loader.pairs.find(range.begin, 0);
+        loader.fetch(range.begin, range.end, 0, cursor);
+    }
+    for (int64_t pair = range.begin; pair < range.end; pair += rows) {
+        const bool more = pair + rows < range.end, ahead = more && at.stages > 1;
+        if (ahead) {
+            loader.fetch(pair + rows, range.end, stage ^ 1, cursor);
+            ptx::wait_for_copies<1>();
+        } else {
+            ptx::wait_for_copies<0>();
+        }
+        __syncthreads();
+        const int valid = range.end - pair < rows ? int(range.end - pair) : rows;
+        const Shared<S> keys = loader.keys_of(stage);
+        const Shared<int> candidates = loader.candidates_of(stage);
+        multiply_queries(keys, products, candidates, call.query, sizes.dim, sizes.stride[0], call.query_vector);
+
+        float part[2] = {0.0f, 0.0f};
+        for (int layer = 0; layer <= last_layer; ++layer) {
+            const Shared<float> z = shared.z(layer);
+            layer_sums<Math>(
+                call.weights, layer, layer == 0 ? keys : hidden(layer), products, candidates,
+                [&](const LanePosition& position, float sum) {
+                    z.store(position.row * (sizes.padded[layer] + 1) + position.column, sum);
+                    const float h = activate<kApproximate>(call.weights.activation, sum,
+                                                           call.weights.channel(layer, position.column));
+                    if (layer == last_layer)
+                        part[position.half] = fmaf(call.weights.output[position.column], h, part[position.half]);
+                    else
+                        hidden(layer + 1).store(position.row * sizes.stride[layer + 1] + position.column, narrow<S>(h));
+                });
+            __syncwarp();
+        }
+        for (int half = 0; half < 2; ++half) {
+            part[half] += __shfl_xor_sync(~0u, part[half], 1);
+            part[half] += __shfl_xor_sync(~0u, part[half], 2);
+            if (threadIdx.x % 4 == 0)
+                score.store(lane_position(0, 2 * half).row,
+                            call.scale * (part[half] + call.weights.output[sizes.padded[last_layer]]));
+        }
+        __syncwarp();
+        weigh_rows(call, shared, keys, candidates, score, pair);
+
+        for (int layer = last_layer; layer >= 0 && layer >= call.statistics_layer; --layer) {
+            layer_gradient<Math>(call, shared, layer, candidates);
+            if (call.statistics_layer < 0) {
+                const auto product = [&](const Shared<S>& right, int stride, int columns) {
+                    return RowProduct<S>{
+                        shared.dz<S>(layer), right, plan.dz_stride, 0, sizes.padded[layer], stride, 0, columns};
+                };
+                if (layer > 0) {
+                    add_gradient<Math>(call, product(hidden(layer), sizes.stride[layer], sizes.padded[layer - 1]),
+                                       plan.gradient_layer[layer]);
+                } else {
+                    add_gradient<Math>(call, product(keys, sizes.stride[0], sizes.dim), 0);
+                    add_gradient<Math>(call, product(products, sizes.stride[0], sizes.dim),
+                                       int64_t(sizes.padded[0]) * sizes.dim);
+                }
+            }
+            __syncthreads();
+        }
+        if (call.statistics_layer < 0) {
+            row_gradient<Math>(call, shared, keys, candidates, loader.rows_of(stage), pair);
+            if (threadIdx.x == 0) {
+                const int64_t bias = plan.columns_size - 1;
+                float sum = column_sums[int(bias)];
+                for (int row = 0; row < valid; ++row) sum += shared.ds()[row];
+                column_sums.store(int(bias), sum);
+            }
+            __syncthreads();
+            query_sums.add(candidates, shared.z(0), shared.contribution(), shared.query_sums(), valid);
+            __syncthreads();
+        }
+        if (more && !ahead) loader.fetch(pair + rows, range.end, 0, cursor);
+        if (ahead) stage ^= 1;
+    }
+    __syncthreads();
+    for (int64_t e = threadIdx.x; e < plan.columns_size; e += blockDim.x)
+        call.columns.store(int64_t(blockIdx.x) * plan.columns_size + e, column_sums[int(e)]);
+    if (call.statistics_layer >= 0) return;
+    query_sums.finish(shared.query_sums());
+    if (plan.gradient_in_shared)
+        for (int64_t e = threadIdx.x; e < plan.gradient_size; e += blockDim.x)
+            call.gradients.store(gradient_first + e, shared.floats(plan.gradient, plan.gradient_size)[int(e)]);
+}
+
+}  // namespace
+
+LaunchPlan local_activation_backward_plan(const LocalActivation& call, const DeviceLimits& device) {
+    const BackwardPlan plan = plan_backward(call, device);
+    return {plan.tile.rows, plan.tile.stages,     32 * plan.tile.warps,   plan.blocks,
+            plan.bytes,     plan.workspace_bytes, plan.gradient_in_shared};
+}
+
+int64_t local_activation_backward_workspace(const LocalActivation& call) {
+    return plan_backward(call, device_limits()).workspace_bytes;
+}
+
+void local_activation_backward(const LocalActivation& call, Stream stream) {
+    const BackwardPlan plan = plan_backward(call, device_limits());
+    prepare_unit(call, plan.sizes, plan.work, stream);
+    prepare_backward(call, plan, stream);
+    with_math(call, [&](auto math) {
+        using Math = decltype(math);
+        using S = typename Math::Storage;
+        const auto packed = [&](int64_t offset, int64_t in, int64_t out) {
+            return Global<const uint32_t>(carved<uint32_t>(call.workspace, offset),
+                                          packed_sizes(plan.sizes, in, out).words);
+        };
+        const auto transposed = [&](int l) {
+            return l > 0 && l < plan.sizes.layers
+                       ? packed(plan.layer_transposed[l], plan.sizes.padded[l], plan.sizes.width[l - 1])
+                       : Global<const uint32_t>(nullptr, 0);
+        };
+        const auto floats = [&](int64_t offset, int64_t size) {
+            return Global<float>(carved<float>(call.workspace, offset), size);
+        };
+        const auto read = [&](int64_t offset, int64_t size) {
+            return Global<const float>(carved<float>(call.workspace, offset), size);
+        };
+        const S* const query = query_of<S>(call, plan.work);
+        const bool shared_rows = call.query_to_user != nullptr;
+        const int64_t cells = call.rows_count * call.dim;
+        BackwardCall<S> backward{
+            unit_weights(call, plan.sizes, plan.work),
+            tile_loader<S>(call, plan.sizes, plan.tile, plan.work),
+            Global<const S>(query, call.queries * call.dim),
+            call.dim % 4 == 0 && reinterpret_cast<uintptr_t>(query) % (4 * sizeof(S)) == 0,
+            call.normalize == Normalize::kSoftmax,
+            call.scale,
+            call.hidden > 0 && call.activation == Activation::kDice,
+            -1,
+            plan,
+            packed(plan.keys_transposed, plan.sizes.padded[0], call.dim),
+            packed(plan.products_transposed, plan.sizes.padded[0], call.dim),
+            {transposed(0), transposed(1), transposed(2)},
+            Global<const float>(call.dice_training ? carved<float>(call.workspace, plan.statistics) : nullptr,
+                                2 * plan.sizes.padded_sum),
+            Global<const S>(static_cast<const S*>(call.grad_pooled), call.queries * call.dim),
+            Global<const float>(call.grad_pair_weights, call.total_pairs),
+            Global<const int64_t>(call.pair_begin, call.queries),
+            Global<const float>(call.logsumexp, call.queries),
+            read(plan.dots, call.queries),
+            Global<S>(shared_rows ? nullptr : static_cast<S*>(call.grad_rows), cells),
+            Global<float>(shared_rows ? static_cast<float*>(call.grad_rows) : nullptr, cells),
+            Global<float>(call.grad_pairs, call.pairs * call.dim),
+            floats(plan.partials, plan.blocks * 2 * plan.query_width),
+            floats(plan.constants_gradient, call.queries * plan.sizes.padded[0]),
+            floats(plan.query_gradient, call.queries * call.dim),
+            floats(plan.gradients, plan.blocks * plan.gradient_size),
+            floats(plan.columns, plan.blocks * plan.columns_size)};
+        const auto run = [&] {
+            launch("local_activation_backward", unit_backward<Math>, Grid{plan.blocks}, 32 * plan.tile.warps,
+                   size_t(plan.bytes), stream, backward);
+        };
+        for (int layer = plan.sizes.layers - 1; call.dice_training && layer >= 0; --layer) {
+            backward.statistics_layer = layer;
+            run();
+            finish_backward_statistics(call, plan, layer, stream);
+        }
+        backward.statistics_layer = -1;
+        run();
+    });
+    finish_backward(call, plan, stream);
+}
+
+}  // namespace din_kernels::cuda

@@ -1,0 +1,14 @@
+// What follows a pass over the tiles: sums of several blocks, in the blocks' order.
+#pragma once
+
+#include "unit_plan.h"
+
+namespace din_kernels::cuda {
+
+// Pooled rows of candidates that several blocks share, and of those without behaviours (0); weights of a softmax.
+void finish_forward(const LocalActivation& call, const ForwardPlan& plan, Stream stream);
+
+// Dice's mean and variance of a layer: to call.statistics, and as mean and rstd to the layer's parameters.
+void finish_statistics(const LocalActivation& call, const ForwardPlan& plan, int layer, Stream stream);
+
+}  // namespace din_kernels::cuda

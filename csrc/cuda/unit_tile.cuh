@@ -1,0 +1,122 @@
+// The MLP on the tile of a block: what forward and backward compute alike.
+#pragma once
+
+#include "unit_activation.cuh"
+#include "unit_math.cuh"
+#include "unit_rows.cuh"
+
+namespace din_kernels::cuda {
+
+// The prepared MLP, in global memory.
+struct UnitWeights {
+    UnitSizes sizes;
+    Activation activation;
+    Global<const uint32_t> keys, products;      // packed [D, H1]: of k, of q * k
+    Global<const uint32_t> layers[kMaxHidden];  // packed [H of l - 1, H of l] for l > 0
+    Global<const float> constants;              // [Q, padded H1]
+    Global<const float> params;                 // [4, padded_sum]: bias, slope or alpha, mean, rstd
+    Global<const float> output;                 // [padded H + 1]
+
+    __device__ ChannelParams channel(int layer, int column) const {
+        const int at = sizes.padded_first[layer] + column;
+        return {params[sizes.padded_sum + at], params[2 * sizes.padded_sum + at], params[3 * sizes.padded_sum + at]};
+    }
+    __device__ float bias(int layer, int column) const { return params[sizes.padded_first[layer] + column]; }
+};
+
+inline UnitWeights unit_weights(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspace& work) {
+    const auto packed = [&](int64_t offset, int64_t in, int64_t out) {
+        return Global<const uint32_t>(carved<uint32_t>(call.workspace, offset), packed_sizes(sizes, in, out).words);
+    };
+    const auto floats = [&](int64_t offset, int64_t size) {
+        return Global<const float>(carved<float>(call.workspace, offset), size);
+    };
+    const auto layer = [&](int l) {
+        return l < sizes.layers && l > 0 ? packed(work.layer_matrix[l], sizes.padded[l - 1], sizes.width[l])
+                                         : Global<const uint32_t>(nullptr, 0);
+    };
+    return {sizes,
+            call.hidden > 0 ? call.activation : Activation::kIdentity,
+            packed(work.keys_matrix, call.dim, sizes.width[0]),
+            packed(work.products_matrix, call.dim, sizes.width[0]),
+            {layer(0), layer(1), layer(2)},
+            floats(work.constants, call.queries * sizes.padded[0]),
+            floats(work.params, 4 * sizes.padded_sum),
+            floats(work.output, sizes.padded[sizes.layers - 1] + 1)};
+}
+
+// Where a lane's sums stand in its warp's rows: register r of tile t.
+struct LanePosition {
+    int row, column;  // row in the block's tile, column of the layer
+    int half;         // 0 or 1: of the lane's two rows
+};
+__device__ inline LanePosition lane_position(int tile, int r) {
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+    return {warp * kRowsPerWarp + lane / 4 + 8 * (r / 2), tile * 8 + 2 * (lane % 4) + r % 2, r / 2};
+}
+
+// products[r] = q_i * k of the warp's rows; zeros where there is no pair.
+template <typename S>
+__device__ void multiply_queries(const Shared<S>& keys, const Shared<S>& products, const Shared<int>& candidates,
+                                 const Global<const S>& query, int dim, int stride, bool vector) {
+    const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * kRowsPerWarp;
+    if (vector) {
+        for (int at = lane; at < kRowsPerWarp * (dim / 4); at += 32) {
+            const int row = first + at / (dim / 4), column = at % (dim / 4) * 4;
+            const int64_t i = candidates[row];
+            Vector<S, 4> product{};
+            if (i >= 0) {
+                const auto q = query.template load<4>(i * dim + column);
+                const auto k = keys.template load<4>(row * stride + column);
+                for (int e = 0; e < 4; ++e) product.at[e] = narrow<S>(widen(q.at[e]) * widen(k.at[e]));
+            }
+            products.template store<4>(row * stride + column, product);
+        }
+    } else {
+        for (int at = lane; at < kRowsPerWarp * dim; at += 32) {
+            const int row = first + at / dim, column = at % dim;
+            const int64_t i = candidates[row];
+            const float product = i < 0 ? 0.0f : widen(query[i * dim + column]) * widen(keys[row * stride + column]);
+            products.store(row * stride + column, narrow<S>(product));
+        }
+    }
+    __syncwarp();
+}
+
+// z of layer `layer` for the warp's rows: visit(tile within the group, register, position, z) for every sum that the
+// lane holds, padding columns among them.
+template <typename Math, typename Visit>
+__device__ void layer_sums(const UnitWeights& weights, int layer, const Shared<typename Math::Storage>& input,
+                           const Shared<typename Math::Storage>& products, const Shared<int>& candidates,
+                           const Visit& visit) {
+    const UnitSizes& sizes = weights.sizes;
+    const int first = int(threadIdx.x) / 32 * kRowsPerWarp * sizes.stride[layer];
+    const int tiles = sizes.padded[layer] / 8;
+    for (int group = 0; group < tiles; group += kTiles) {
+        Sums sums = {};
+        if (layer == 0) {
+            Math::multiply(sums, input, first, sizes.stride[0], sizes.steps[0], weights.keys, group, tiles);
+            Math::multiply(sums, products, first, sizes.stride[0], sizes.steps[0], weights.products, group, tiles);
+        } else {
+            Math::multiply(sums, input, first, sizes.stride[layer], sizes.steps[layer], weights.layers[layer], group,
+                           tiles);
+        }
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) {
+            if (group + t >= tiles) break;
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                const LanePosition at = lane_position(group + t, r);
+                float added = 0.0f;
+                if (layer > 0) {
+                    added = weights.bias(layer, at.column);
+                } else if (candidates[at.row] >= 0) {
+                    added = weights.constants[int64_t(candidates[at.row]) * sizes.padded[0] + at.column];
+                }
+                visit(at, sums[t][r] + added);
+            }
+        }
+    }
+}
+
+}  // namespace din_kernels::cuda

@@ -1,0 +1,28 @@
+// What all CUDA kernels share, as plain C++. Pointers are of the current device, work is queued on `Stream`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+
+namespace din_kernels::cuda {
+
+using Stream = void*;  // cudaStream_t
+
+enum class DType { kFloat, kBf16, kFp16 };
+
+// A launch that failed or that the device cannot serve: names the kernel and the limit.
+class LaunchError : public std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Of the current device.
+struct DeviceLimits {
+    int architecture;  // 10 major + minor
+    int multiprocessors;
+    int64_t shared_per_block;  // bytes, with opt-in
+};
+DeviceLimits device_limits();
+const char* built_architectures();  // that the module has code for
+
+}  // namespace din_kernels::cuda

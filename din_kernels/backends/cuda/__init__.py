@@ -1,0 +1,84 @@
+"""CUDA C++ kernels for GPU tensors, or, with DIN_KERNELS_CUDA_EMULATE=1, the same kernels emulated on CPU tensors.
+
+Not verified on hardware: the kernels have run on the emulation alone, so they serve only where they are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+
+import torch
+
+from din_kernels import config
+from din_kernels.backends import Request
+
+REMARK = (
+    "not verified on hardware, so use_backend('cuda') alone chooses it; no kernel for outer features, stats='padded' "
+    "and float64"
+)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def compiled():
+    """The compiled module: din_kernels._cuda, or the emulated one.
+
+    Raises:
+        ImportError: it was not built, or does not load.
+    """
+    return importlib.import_module("din_kernels._cuda_emulated" if config.cuda_emulate() else "din_kernels._cuda")
+
+
+def unavailable() -> str | None:
+    """Why these kernels cannot run on this machine, or None."""
+    return _unavailable(config.cuda_emulate())
+
+
+@functools.cache
+def _unavailable(emulate: bool) -> str | None:
+    from din_kernels import _build_info
+
+    if not emulate and not _build_info.CUDA_BUILT:
+        return f"the CUDA module was not built: {_build_info.CUDA_REASON}"
+    try:
+        info = compiled().device_info()
+    except ImportError as error:
+        return f"the CUDA module does not load: {error}"
+    return info["unavailable"] or None
+
+
+def refuses_tensors(request: Request) -> str | None:
+    """Why these kernels cannot take tensors of the request's device and dtype, or None."""
+    device = "cpu" if config.cuda_emulate() else "cuda"
+    if request.device != device:
+        where = "on the CPU (DIN_KERNELS_CUDA_EMULATE is set)" if device == "cpu" else "on a GPU"
+        return f"its tensors must be {where}, got {request.device}"
+    if request.dtype not in DTYPES:
+        return f"dtype must be float32, bfloat16 or float16, got {request.dtype}"
+    return None
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """What the compiled module calls a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
+def pointer(tensor: torch.Tensor | None) -> int:
+    """Address of a tensor's elements; 0 stands for one that is left out."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def workspace(like: torch.Tensor, size: int) -> torch.Tensor:
+    """Scratch memory of `size` bytes on the device of `like`."""
+    return torch.empty(size, dtype=torch.uint8, device=like.device)
+
+
+@contextlib.contextmanager
+def stream_of(tensor: torch.Tensor):
+    """Makes the tensor's device the current one; gives the address of its current stream."""
+    if tensor.device.type == "cpu":
+        yield 0
+        return
+    with torch.cuda.device(tensor.device):
+        yield torch.cuda.current_stream().cuda_stream
