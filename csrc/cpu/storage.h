@@ -96,17 +96,28 @@ inline void store_narrow(S* p, Vec<float> v) {
     for (int i = 0; i < kLanes<float>; ++i) narrow(lanes[i], p + i);
 }
 
-// to[0 .. count) = from[0 .. count)
+// to[0 .. count) = from[0 .. count). A last vector that is not full overlaps the one before it: element by element the
+// compiler would call memmove for what is left of every row.
 template <typename S>
 inline void widen_row(const S* __restrict from, int64_t count, Wide<S>* __restrict to) {
     int64_t i = 0;
     for (; i + kLanes<Wide<S>> <= count; i += kLanes<Wide<S>>) store(to + i, load_wide(from + i));
+    if (i > 0) {
+        const int64_t last = count - kLanes<Wide<S>>;
+        if (i < count) store(to + last, load_wide(from + last));
+        return;
+    }
     for (; i < count; ++i) to[i] = widen(from[i]);
 }
 template <typename S>
 inline void narrow_row(const Wide<S>* __restrict from, int64_t count, S* __restrict to) {
     int64_t i = 0;
     for (; i + kLanes<Wide<S>> <= count; i += kLanes<Wide<S>>) store_narrow(to + i, load(from + i));
+    if (i > 0) {
+        const int64_t last = count - kLanes<Wide<S>>;
+        if (i < count) store_narrow(to + last, load(from + last));
+        return;
+    }
     for (; i < count; ++i) narrow(from[i], to + i);
 }
 
