@@ -47,6 +47,7 @@ def test_links_and_named_files_exist(page):
 def test_tables_are_those_of_the_kept_results(page, report):
     text = page.read_text()
     assert report.filled(text, list(harness.load().values())) == text, "run python benchmarks/report.py"
+    assert not re.findall(r"<!-- table: (\w+) -->\n<!-- end -->", text), "a table without results"
 
 
 def test_a_kept_result_says_where_when_and_with_what_it_was_measured():
