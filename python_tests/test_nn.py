@@ -222,3 +222,14 @@ def test_no_user_or_no_candidate_gives_empty_results(shape):
     unit = dk.nn.LocalActivationUnit(8, (4,))
     pooled, weights = unit(torch.randn(*shape, 8), torch.randn(shape[0], 5, 8), return_weights=True)
     assert pooled.shape == (*shape, 8) and weights.shape == (*shape, 5)
+
+
+def test_number_of_weights_may_be_given():
+    unit, users = dk.nn.LocalActivationUnit(8, (4,)), torch.tensor([1, 0, 1])
+    history = dk.Jagged(torch.randn(5, 8), torch.tensor([0, 2, 5]))
+    query = torch.randn(3, 8)
+    _, expected = unit(query, history, query_to_user=users, return_weights=True)
+    _, weights = unit(query, history, query_to_user=users, return_weights=True, total_pairs=8)
+    assert torch.equal(weights.values, expected.values)
+    with pytest.raises(ValueError, match="total_pairs"):
+        unit(query, history, query_to_user=users, return_weights=True, total_pairs=7)

@@ -90,6 +90,7 @@ class LocalActivationUnit(nn.Module):
         query_to_user: torch.Tensor | None = None,
         padding_side: str = "right",
         return_weights: bool = False,
+        total_pairs: int | None = None,
     ):
         """Pools each candidate's history.
 
@@ -101,6 +102,7 @@ class LocalActivationUnit(nn.Module):
             query_to_user: `[Q]`, the history that each candidate attends to.
             padding_side: where the padding lies when `lengths` is given.
             return_weights: also return the attention weights.
+            total_pairs: their number, for a packed history with query_to_user, where it is known; saves a GPU wait.
 
         Returns:
             pooled in the shape of query; with return_weights also the weights: for a Jagged history a Jagged with one
@@ -125,7 +127,7 @@ class LocalActivationUnit(nn.Module):
             query, history, [layer.weight for layer in self.linears], [layer.bias for layer in self.linears],
             features=self.features, activation=self.activation, activation_params=self._activation_params(),
             normalize=self.normalize, scale=self.scale, query_to_user=query_to_user, return_weights=return_weights,
-            stats=self.stats,
+            stats=self.stats, total_pairs=total_pairs,
         )  # fmt: skip
         for layer, statistics in zip(self.activations, result.statistics, strict=True):
             if statistics is not None:
