@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recorded_ops import opcheck_forward_and_backward, ops_called
 
 import din_kernels as dk
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS, feature_width
@@ -456,38 +457,10 @@ def test_gradcheck_passes_on_the_double_kernel(activation, features, normalize, 
         assert torch.autograd.gradcheck(flat, given, fast_mode=True)
 
 
-def ops_called(it: Call, **options) -> dict:
-    """(op, arguments) of the forward and the backward op, as the public function and autograd call them."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    seen = {}
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.namespace == "din_kernels":
-                seen[function] = args
-            return function(*args, **(kwargs or {}))
-
-    with Record():
-        it(**options).sum().backward()
-    return seen
-
-
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_ops_pass_opcheck(normalize, call):
     it = call(lengths=(3, 0, 12))
-    called = ops_called(it, normalize=normalize)
-    assert [function.name() for function in called] == [
-        "din_kernels::local_activation", "din_kernels::local_activation_backward",
-    ]  # fmt: skip
-
-    def fresh(value, grad):
-        if isinstance(value, torch.Tensor):
-            return value.detach().clone().requires_grad_(grad and value.is_floating_point())
-        return [fresh(each, grad) for each in value] if isinstance(value, list) else value
-
-    for (function, arguments), grad in zip(called.items(), (True, False), strict=True):
-        torch.library.opcheck(function, tuple(fresh(each, grad) for each in arguments))
+    opcheck_forward_and_backward(ops_called(lambda: it(normalize=normalize).sum().backward()))
 
 
 def test_double_backward_is_refused(call):

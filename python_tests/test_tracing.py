@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from recorded_ops import opcheck_forward_and_backward, ops_called
 
 import din_kernels as dk
 
@@ -118,33 +118,11 @@ def test_ids_of_any_tensor_class_are_checked_before_they_are_followed(backend, d
         dk.nn.LocalActivationUnit(8, (4,))(torch.randn(1, 8), history)
 
 
-def ops_called(inputs: Inputs, unit) -> dict:
-    """(op, arguments) of the forward and the backward op, as the module and autograd call them."""
-    seen = {}
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.namespace == "din_kernels":
-                seen[function] = args
-            return function(*args, **(kwargs or {}))
-
-    with Record():
-        inputs(unit).sum().backward()
-    return seen
-
-
-def fresh(value, grad):
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone().requires_grad_(grad and value.is_floating_point())
-    return [fresh(each, grad) for each in value] if isinstance(value, list) else value
-
-
 @pytest.mark.parametrize(("unit", "history"), [
     ("sigmoid", "by id"), ("dice", "packed"), ("dice, padded statistics", "padded"), ("product, softmax", "masked"),
 ])  # fmt: skip
 def test_ops_pass_opcheck(unit, history, backend, device):
+    inputs, module = Inputs(history, to_user=history != "masked"), unit_of(unit)
     with dk.use_backend(backend):
-        called = ops_called(Inputs(history, to_user=history != "masked"), unit_of(unit))
-    assert len(called) == 2
-    for (function, arguments), grad in zip(called.items(), (True, False), strict=True):
-        torch.library.opcheck(function, tuple(fresh(each, grad) for each in arguments))
+        called = ops_called(lambda: inputs(module).sum().backward())
+    opcheck_forward_and_backward(called)

@@ -110,20 +110,36 @@ class Run {
     }
 };
 
+// Where args.statistics holds the mean and the biased variance [H] of hidden layer `layer`.
+template <typename T>
+struct LayerStatistics {
+    T *mean, *var;
+
+    LayerStatistics(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int layer) : mean(args.statistics) {
+        int64_t widths = 0;
+        for (int l = 0; l < m.hidden; widths += m.width[l++])
+            if (l < layer) mean += m.width[l];
+        var = mean + widths;
+    }
+};
+
+template <typename T>
+int64_t row_of(const LocalActivationArgs<T>& args, int64_t position) {
+    return args.row_index ? args.row_index[position] : position;
+}
+
 // Mean and biased variance of every hidden layer in turn, since each needs those before it.
 template <typename T>
 void take_statistics(Run<T>& run) {
     const PackedMlp<T>& m = run.weights.mlp;
-    int64_t widths = 0, offset = 0;
-    for (int l = 0; l < m.hidden; ++l) widths += m.width[l];
-    for (int l = 0; l < m.hidden; offset += m.width[l++]) {
+    for (int l = 0; l < m.hidden; ++l) {
         const int64_t width_p = m.width_p[l];
         const Buffer<double> memory(2 * width_p * std::max<int64_t>(run.blocks, 1), true);
         std::vector<Moments> moments(run.blocks);
         for (int64_t b = 0; b < run.blocks; ++b)
             moments[b] = {0, memory.data() + 2 * b * width_p, memory.data() + (2 * b + 1) * width_p};
         run.for_blocks([&](const Block<T>& block, int64_t b) { run.kernels.moments(run.call, block, l, moments[b]); });
-        T *mean = run.args.statistics + offset, *var = mean + widths;
+        const LayerStatistics<T> statistics(run.args, m, l);
         for (int64_t h = 0; h < m.width[l]; ++h) {
             double count = 0, total = 0, squares = 0;
             for (const Moments& block : moments) {
@@ -133,10 +149,10 @@ void take_statistics(Run<T>& run) {
                 squares += block.squares[h] + delta * delta * count * block.count / merged;
                 count = merged;
             }
-            mean[h] = T(total);
-            var[h] = count > 0 ? T(squares / count) : T(1);
+            statistics.mean[h] = T(total);
+            statistics.var[h] = count > 0 ? T(squares / count) : T(1);
         }
-        run.weights.set_statistics(run.args, l, mean, var);
+        run.weights.set_statistics(run.args, l, statistics.mean, statistics.var);
     }
 }
 
@@ -164,8 +180,7 @@ void merge_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, co
     args.logsumexp[merge.query] = double(top) + std::log(double(total));
     if (merge.pair < 0) return;
     for (int64_t t = 0; t < merge.rows; ++t) {
-        const int64_t position = merge.position + t;
-        const bool counts = !args.row_mask || args.row_mask[args.row_index ? args.row_index[position] : position];
+        const bool counts = !args.row_mask || args.row_mask[row_of(args, merge.position + t)];
         T& weight = args.pair_weights[merge.pair + t];
         weight = counts ? std::exp(weight - top) / total : T(0);
     }
@@ -183,10 +198,10 @@ void add_parts(const T* from, int64_t parts, int64_t stride, int64_t count, T* o
 template <typename T>
 void take_through_statistics(Run<T>& run, BlockGradients<T>& gradients) {
     const PackedMlp<T>& m = run.weights.mlp;
-    int64_t widths = 0, offset = 0;
-    for (int l = 0; l < m.hidden; ++l) widths += m.width[l];
-    for (int l = 0; l < m.hidden; offset += m.width[l++])
-        run.weights.set_statistics(run.args, l, run.args.statistics + offset, run.args.statistics + widths + offset);
+    for (int l = 0; l < m.hidden; ++l) {
+        const LayerStatistics<T> statistics(run.args, m, l);
+        run.weights.set_statistics(run.args, l, statistics.mean, statistics.var);
+    }
     for (int l = m.hidden - 1; l >= 0 && run.plan.pairs > 0; --l) {
         gradients.clear(run.threads);
         run.for_blocks(
@@ -274,10 +289,9 @@ void local_activation_backward(const LocalActivationArgs<T>& args, int threads) 
     if (!args.grad_rows.needed) return;
     for (const RowMerge& merge : plan.row_merges)
         parallel_for(run.threads, merge.rows, [&](int64_t t, int thread) {
-            const int64_t position = merge.position + t;
             T* sum = row.data() + thread * dim_p;
             add_parts(run.call.partial_rows + (merge.first + t) * dim, merge.count, merge.rows * dim, dim, sum);
-            run.kernels.write_history_grad(args, args.row_index ? args.row_index[position] : position, sum);
+            run.kernels.write_history_grad(args, row_of(args, merge.position + t), sum);
         });
 }
 

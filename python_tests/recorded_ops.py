@@ -1,0 +1,39 @@
+"""The calls of our ops that some code makes, and opcheck on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def ops_called(run: Callable[[], Any]) -> dict:
+    """(op, arguments) of every op of ours that `run` calls, in order."""
+    seen = {}
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "din_kernels":
+                seen[function] = args
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        run()
+    return seen
+
+
+def opcheck_forward_and_backward(called: dict) -> None:
+    """opcheck on the unit's forward op, whose inputs ask for gradients, and on its backward op."""
+    assert [function.name() for function in called] == [
+        "din_kernels::local_activation", "din_kernels::local_activation_backward",
+    ]  # fmt: skip
+
+    def fresh(value, grad):
+        if isinstance(value, torch.Tensor):
+            return value.detach().clone().requires_grad_(grad and value.is_floating_point())
+        return [fresh(each, grad) for each in value] if isinstance(value, list) else value
+
+    for (function, arguments), grad in zip(called.items(), (True, False), strict=True):
+        torch.library.opcheck(function, tuple(fresh(each, grad) for each in arguments))
