@@ -36,7 +36,7 @@ class Request:
 
 
 def extent(size: int) -> int:
-    """`size` as an option of a Request; while tracing, where it may be a symbol, the limit of an index that it keeps."""
+    """`size` for a Request; while tracing, where it may be a symbol, the most that an index of its type counts."""
     if not torch.compiler.is_compiling():
         return size
     for limit in (2**31 - 1, 2**32 - 1):
