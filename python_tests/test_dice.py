@@ -133,6 +133,19 @@ def test_mean_far_from_zero_cancels_nothing():
     torch.testing.assert_close(var.double(), x.double().var(0, unbiased=False), rtol=1e-5, atol=0)
 
 
+def test_gate_is_the_sigmoid_to_two_roundings_at_both_ends_too():
+    """With mean 0, variance 1 and alpha 0, y = x p(x); p is 1 at infinity and below 1e-37 at the other end."""
+    x = torch.cat([torch.linspace(-87, 87, 100_001), torch.tensor([float("inf"), -1e30, float("nan")])])[:, None]
+    with dk.use_backend("cpu"):
+        y = dice(x, torch.zeros(1), torch.zeros(1), torch.ones(1), training=False, eps=0)[0]
+    exact = torch.sigmoid(x.double())
+    p, right = (y.double() / x.double())[:-3], exact[:-3]
+    known = x[:-3] != 0
+    assert ((p - right).abs()[known] <= 2.0**-23 + 2.0**-24).all()
+    assert ((p - right).abs()[known] <= (2.0**-22 + 2.0**-23 * x[:-3].abs().double())[known] * right[known]).all()
+    assert y[-3] == float("inf") and y[-2].abs() < 1e-37 * 1e30 and y[-1].isnan()
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("rows", [0, 1, 4])
 def test_no_valid_row_and_one_are_defined(rows, backend):

@@ -126,3 +126,57 @@ def test_ops_pass_opcheck(unit, history, backend, device):
     with dk.use_backend(backend):
         called = ops_called(lambda: inputs(module).sum().backward())
     opcheck_forward_and_backward(called)
+
+
+# --- Dice and the penalty ---------------------------------------------------------------------------------------------
+
+
+SIZES = (4, 7, 9)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("form", ["rows", "lengths", "mask", "jagged"])
+def test_dice_compiles_whole_for_any_size_and_updates_its_statistics(form, dynamic, backend, device):
+    torch._dynamo.reset()
+    modules = [dk.nn.Dice(6, affine=True, dtype=torch.float64) for _ in range(2)]
+    calls = [modules[0], torch.compile(modules[1], fullgraph=True, dynamic=dynamic, backend="aot_eager")]
+    for n, training in zip(SIZES, (True, True, False), strict=True):
+        rows = torch.randn(n, 5, 6, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+        lengths = torch.arange(n) % 5
+        given = {"lengths": {"lengths": lengths}, "mask": {"mask": torch.arange(5) < lengths[:, None]}}.get(form, {})
+        found = []
+        for module, call in zip(modules, calls, strict=True):
+            module.train(training)
+            x = (rows[:, 0] if form in ("rows", "jagged") else rows).clone().requires_grad_()
+            with dk.use_backend(backend):
+                y = call(dk.Jagged(x, torch.tensor([0, 2, n])) if form == "jagged" else x, **given)
+            y = y.values if form == "jagged" else y
+            found.append([y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()]), *module.buffers()])
+        for ours, expected in zip(*found, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_penalty_compiles_whole_for_any_number_of_rows_and_ids(sparse, dynamic, backend, device):
+    torch._dynamo.reset()
+
+    def penalty(weight, other, ids, counts):
+        history = dk.Jagged(ids.reshape(-1), torch.tensor([0, 2, ids.numel()]))
+        tables = ([weight, other], [ids, history], [counts, counts])
+        return dk.mba_penalty(*tables, coeff=0.1, padding_idx=0, sparse=sparse)
+
+    compiled = torch.compile(penalty, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for n in SIZES:
+        generator = torch.Generator().manual_seed(n)
+        ids, counts = (torch.randint(0, n, shape, generator=generator) for shape in ((n, 3), (n,)))
+        found = []
+        for call in (penalty, compiled):
+            tables = [torch.linspace(-1, 1, n * 4, dtype=torch.float64).view(n, 4).requires_grad_() for _ in range(2)]
+            with dk.use_backend(backend):
+                value = call(*tables, ids, counts)
+            value.backward()
+            assert all(table.grad.is_sparse == sparse for table in tables)
+            found.append([value, *(table.grad.to_dense() for table in tables)])
+        for ours, expected in zip(*found, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)

@@ -2,6 +2,7 @@
 #include "din_kernels/dice.h"
 
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "buffer.h"
@@ -18,8 +19,10 @@ struct Problem {
     const DiceArgs<S>& args;
     const int64_t block_rows = std::max<int64_t>(1, kDiceBlock / std::max<int64_t>(args.channels, 1));
     const int64_t blocks = (args.rows + block_rows - 1) / block_rows;
-    Buffer<T> scale{args.channels}, bias{args.channels};
+    const int64_t padded = (args.channels + kDicePad - 1) / kDicePad * kDicePad;
+    Buffer<T> numbers{6 * padded, true};  // alpha, mean, scale, bias, mean_u, mean_ud
     std::vector<int64_t> counts = valid_rows();
+    int64_t count = std::accumulate(counts.begin(), counts.end(), int64_t(0));
 
     // [blocks]
     std::vector<int64_t> valid_rows() const {
@@ -30,48 +33,46 @@ struct Problem {
         }
         return found;
     }
-    int64_t count() const {
-        int64_t total = 0;
-        for (const int64_t each : counts) total += each;
-        return total;
-    }
+    double divisor() const { return double(std::max<int64_t>(count, 1)); }
     double root(int64_t c) const { return 1 / std::sqrt(double(args.var[c]) + args.eps); }
+    T* of(int which) const { return numbers.data() + which * padded; }
     void prepare() const {
         for (int64_t c = 0; c < args.channels; ++c) {
-            scale.data()[c] = T(root(c) * (args.weight ? double(args.weight[c]) : 1));
-            bias.data()[c] = args.bias ? args.bias[c] : T(0);
+            of(0)[c] = args.alpha[c], of(1)[c] = args.mean[c];
+            of(2)[c] = T(root(c) * (args.weight ? double(args.weight[c]) : 1));
+            of(3)[c] = args.bias ? args.bias[c] : T(0);
         }
     }
-    DiceCall<S> call() const {
-        return {&args, nullptr, block_rows, scale.data(), bias.data(), nullptr, nullptr, nullptr, nullptr};
+    DiceCall<S> call(T* partials) const {
+        return {&args, nullptr, block_rows, padded, of(0), of(1), of(2), of(3), of(4), of(5), partials, nullptr};
     }
 };
 
 // Statistics of blocks to those of all rows: M2 = sum of M2_b + n_b (mean_b - mean)^2, in double.
 template <typename S>
 void combine(const Problem<S>& problem, const Wide<S>* partials) {
-    const int64_t channels = problem.args.channels;
-    const double n = double(std::max<int64_t>(problem.count(), 1));
+    const int64_t channels = problem.args.channels, padded = problem.padded;
+    const double n = problem.divisor();
     std::vector<double> mean(channels), squares(channels);
     for (int64_t block = 0; block < problem.blocks; ++block) {
-        const Wide<S>* part = partials + block * kStatistics * channels;
-        for (int64_t c = 0; c < channels; ++c)
-            mean[c] += (double(problem.counts[block]) * double(part[c]) + double(part[channels + c])) / n;
+        const Wide<S>*m = partials + block * kStatistics * padded, *rest = m + padded;
+        const double rows = double(problem.counts[block]);
+        for (int64_t c = 0; c < channels; ++c) mean[c] += rows * double(m[c]) + double(rest[c]);
     }
+    for (double& each : mean) each /= n;
     for (int64_t block = 0; block < problem.blocks; ++block) {
-        const Wide<S>* part = partials + block * kStatistics * channels;
-        const double rows = double(std::max<int64_t>(problem.counts[block], 1));
+        const Wide<S>*m = partials + block * kStatistics * padded, *rest = m + padded, *around = rest + padded;
+        const double rows = double(problem.counts[block]), per_row = rows > 0 ? 1 / rows : 0;
         for (int64_t c = 0; c < channels; ++c) {
             // Around the block's own mean instead of m, the sum of (x - m)^2 is the given one less rows (rest /
             // rows)^2.
-            const double rest = double(part[channels + c]) / rows, d = double(part[c]) + rest - mean[c];
-            squares[c] += double(part[2 * channels + c]) - rows * rest * rest;
-            if (problem.counts[block] > 0) squares[c] += rows * d * d;
+            const double off = double(rest[c]) * per_row, d = double(m[c]) + off - mean[c];
+            squares[c] += double(around[c]) + rows * (d * d - off * off);
         }
     }
     for (int64_t c = 0; c < channels; ++c) {
         problem.args.mean[c] = Wide<S>(mean[c]);
-        problem.args.var[c] = Wide<S>(problem.count() > 0 ? std::max(squares[c], 0.0) / n : 1);
+        problem.args.var[c] = Wide<S>(problem.count > 0 ? std::max(squares[c], 0.0) / n : 1);
     }
 }
 
@@ -85,20 +86,18 @@ int64_t dice_forward(const DiceArgs<S>& args, S* y, int threads) {
     const Problem<S> problem{args};
     const DiceKernels<S>& kernels = dice_kernels_here().of<S>();
     threads = usable_threads(threads, problem.blocks);
-    DiceCall<S> call = problem.call();
+    const Buffer<Wide<S>> partials(args.training ? problem.blocks * kStatistics * problem.padded : 0);
+    DiceCall<S> call = problem.call(partials.data());
     call.y = y;
     if (args.training) {
-        const Buffer<Wide<S>> partials(problem.blocks * kStatistics * args.channels);
-        call.partials = partials.data();
-        parallel_for(threads, problem.blocks,
-                     [&](int64_t block, int) { kernels.statistics(call, block, problem.counts[block]); });
+        parallel_for(threads, problem.blocks, [&](int64_t block, int) { kernels.statistics(call, block); });
         combine(problem, partials.data());
     }
     problem.prepare();
     // The last blocks first: they are what the statistics left in the cache.
     parallel_for(threads, problem.blocks,
                  [&](int64_t block, int) { kernels.forward(call, problem.blocks - 1 - block); });
-    return problem.count();
+    return problem.count;
 }
 
 template <typename S>
@@ -106,31 +105,32 @@ void dice_backward(const DiceArgs<S>& args, const DiceGrads<S>& grads, int threa
     using T = Wide<S>;
     const Problem<S> problem{args};
     const DiceKernels<S>& kernels = dice_kernels_here().of<S>();
-    const int64_t channels = args.channels;
+    const int64_t channels = args.channels, padded = problem.padded;
     threads = usable_threads(threads, problem.blocks);
     problem.prepare();
-    const Buffer<T> partials(problem.blocks * kGradSums * channels), means(2 * channels, true);
-    DiceCall<S> call = problem.call();
-    call.grads = &grads, call.partials = partials.data();
-    call.mean_u = means.data(), call.mean_ud = means.data() + channels;
-    parallel_for(threads, problem.blocks, [&](int64_t block, int) { kernels.grad_sums(call, block); });
+    const Buffer<T> partials(problem.blocks * kGradSums * padded);
+    DiceCall<S> call = problem.call(partials.data());
+    call.grads = &grads;
+    const auto first = args.training ? kernels.backward_sums : kernels.backward;
+    parallel_for(threads, problem.blocks, [&](int64_t block, int) { first(call, block); });
 
-    std::vector<double> sums(kGradSums * channels);
-    for (int64_t block = 0; block < problem.blocks; ++block)
-        for (int64_t i = 0; i < kGradSums * channels; ++i)
-            sums[i] += double(partials.data()[block * kGradSums * channels + i]);
-    const double n = double(std::max<int64_t>(problem.count(), 1));
+    std::vector<double> sums(kGradSums * padded);
+    for (int64_t block = 0; block < problem.blocks; ++block) {
+        const T* part = partials.data() + block * kGradSums * padded;
+        for (int64_t i = 0; i < kGradSums * padded; ++i) sums[i] += double(part[i]);
+    }
+    const double n = problem.divisor();
     for (int64_t c = 0; c < channels; ++c) {
-        const double root = problem.root(c), u = sums[channels + c], ud = sums[2 * channels + c];
+        const double root = problem.root(c), u = sums[padded + c], ud = sums[2 * padded + c];
         grads.alpha[c] = T(sums[c]);
         if (grads.weight) grads.weight[c] = T(root * ud);
         if (grads.bias) grads.bias[c] = T(u);
-        if (!args.training) continue;
-        means.data()[c] = T(u / n);
-        means.data()[channels + c] = T(root * root * ud / n);
+        problem.of(4)[c] = T(u / n);
+        problem.of(5)[c] = T(root * root * ud / n);
     }
+    if (!args.training) return;
     parallel_for(threads, problem.blocks,
-                 [&](int64_t block, int) { kernels.backward(call, problem.blocks - 1 - block); });
+                 [&](int64_t block, int) { kernels.backward_rest(call, problem.blocks - 1 - block); });
 }
 
 #define DIN_KERNELS_INSTANTIATE(S)                              \

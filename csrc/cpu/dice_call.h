@@ -9,21 +9,26 @@
 
 namespace din_kernels::cpu {
 
-// Elements of one block: 128 KB of floats, so that a second look at a block finds it in L2.
+// Elements of one block: enough rows that adding up the blocks costs nothing, and blocks enough for the threads.
 constexpr int64_t kDiceBlock = 32 * 1024;
+
+// Numbers per channel are padded to Cp, a multiple of every vector.
+constexpr int64_t kDicePad = 16;
 
 template <typename S>
 struct DiceCall {
     using T = Wide<S>;
     const DiceArgs<S>* args;
-    const DiceGrads<S>* grads;  // backward alone
-    int64_t block_rows;
-    const T* scale;    // [C], r weight
-    const T* bias;     // [C]
-    T* partials;       // [blocks, sums, C] of statistics or grad_sums
+    const DiceGrads<S>* grads;   // backward alone
+    int64_t block_rows, padded;  // padded: Cp
+    const T* alpha;              // [Cp], as all of the following
+    const T* mean;
+    const T* scale;    // r weight
+    const T* bias;     // 0 where there is none
+    const T* mean_u;   // sum of u over the valid rows / n, with u = dL/dz; 0 in evaluation
+    const T* mean_ud;  // r^2 sum of u (s - mean) / n; 0 in evaluation
+    T* partials;       // [blocks, sums, Cp]
     S* y;              // forward alone
-    const T* mean_u;   // [C]: sum of u over the valid rows / n, with u = dL/dz; 0 in evaluation
-    const T* mean_ud;  // [C]: r^2 sum of u (s - mean) / n; 0 in evaluation
 
     int64_t first(int64_t block) const { return block * block_rows; }
     int64_t last(int64_t block) const { return std::min(args->rows, (block + 1) * block_rows); }
@@ -34,12 +39,14 @@ constexpr int kStatistics = 3, kGradSums = 3;  // sums in partials
 
 template <typename S>
 struct DiceKernels {
-    // Of the valid rows of a block, of which there are `count`: mean m, sum of x - m, sum of (x - m)^2.
-    void (*statistics)(const DiceCall<S>&, int64_t block, int64_t count);
-    void (*forward)(const DiceCall<S>&, int64_t block);
-    // Sums over the valid rows of a block: dy s (1 - p), u, u (s - mean).
-    void (*grad_sums)(const DiceCall<S>&, int64_t block);
-    void (*backward)(const DiceCall<S>&, int64_t block);
+    using Kernel = void (*)(const DiceCall<S>&, int64_t block);
+    // Of the valid rows of a block: a number m near their mean, sum of x - m, sum of (x - m)^2.
+    Kernel statistics;
+    Kernel forward;
+    // In evaluation: dx, and the sums over the valid rows of dy s (1 - p), u, u (s - mean).
+    Kernel backward;
+    // In training: the sums first, then, with mean_u and mean_ud, dx.
+    Kernel backward_sums, backward_rest;
 };
 
 DIN_KERNELS_TABLES(KernelTable<DiceKernels>, dice_kernels)

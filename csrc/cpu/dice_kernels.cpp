@@ -6,172 +6,177 @@
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
 
-// kVectors vectors of columns. Where C is no multiple of the lanes the last vector begins earlier and overlaps the one
-// before, whose columns it computes once more; where C is less than one vector (kPartial) it is filled up with zeros.
-template <typename S, int kVectors, bool kPartial>
+// A vector of columns from `at` on. All but the last of a row are full.
+template <bool kFull>
 struct Columns {
-    using T = Wide<S>;
-    static constexpr int kCount = kVectors;
-    int64_t channels, first;
+    int64_t at, count;
 
-    int64_t at(int v) const {
-        const int64_t start = first + v * kLanes<T>;
-        return !kPartial && start + kLanes<T> > channels ? channels - kLanes<T> : start;
+    template <typename S>
+    Vec<Wide<S>> read(const S* row) const {
+        if constexpr (kFull) return load_wide(row + at);
+        return load_first(row + at, count);
     }
-    template <typename E>
-    Vec<T> read(const E* row, int v) const {
-        if constexpr (kPartial) {
-            E lanes[kLanes<T>] = {};
-            memcpy(lanes, row, size_t(channels) * sizeof(E));
-            return load_wide(lanes);
-        } else {
-            return load_wide(row + at(v));
-        }
-    }
-    template <typename E>
-    void write(E* row, int v, Vec<T> value) const {
-        if constexpr (kPartial) {
-            E lanes[kLanes<T>];
-            store_narrow(lanes, value);
-            memcpy(row, lanes, size_t(channels) * sizeof(E));
-        } else {
-            store_narrow(row + at(v), value);
-        }
-    }
-    Dice<T> policy(const DiceCall<S>& call, int v) const {
-        return {read(call.args->alpha, v), read(call.args->mean, v), read(call.scale, v), read(call.bias, v)};
+    template <typename S>
+    void write(S* row, Vec<Wide<S>> value) const {
+        if constexpr (kFull) return store_narrow(row + at, value);
+        store_first(row + at, value, count);
     }
 };
 
-// body(columns) until all channels are covered, by at most kMost vectors at once and as evenly as that goes.
-template <typename S, int kMost, typename Body>
+template <typename T, typename Body>
 inline void for_columns(int64_t channels, const Body& body) {
-    constexpr int64_t kLane = kLanes<Wide<S>>;
-    if (channels < kLane) return body(Columns<S, 1, true>{channels, 0});
-    int64_t vectors = (channels + kLane - 1) / kLane;
-    int64_t groups = (vectors + kMost - 1) / kMost;
-    for (int64_t column = 0; vectors > 0; --groups) {
-        const int64_t size = (vectors + groups - 1) / groups;
-        if (size == 1) body(Columns<S, 1, false>{channels, column});
-        if (size == 2) body(Columns<S, 2, false>{channels, column});
-        if constexpr (kMost > 2) {
-            if (size == 3) body(Columns<S, 3, false>{channels, column});
-            if (size == 4) body(Columns<S, 4, false>{channels, column});
-        }
-        column += size * kLane, vectors -= size;
+    int64_t at = 0;
+    for (; at + kLanes<T> <= channels; at += kLanes<T>) body(Columns<true>{at, kLanes<T>});
+    if (at < channels) body(Columns<false>{at, channels - at});
+}
+
+// body(rows, how many) for the first `most` valid rows of a block, kRows at once: what belongs to a channel is loaded
+// and stored once for all of them, and rows are read from end to end, as the prefetcher expects.
+constexpr int kRows = 4;
+
+template <typename S, typename Body>
+inline void for_valid_rows(const DiceCall<S>& call, int64_t block, int64_t most, const Body& body) {
+    int64_t rows[kRows];
+    int waiting = 0;
+    for (int64_t i = call.first(block); i < call.last(block) && most > 0; ++i) {
+        if (!call.valid(i)) continue;
+        rows[waiting++] = i, --most;
+        if (waiting < kRows) continue;
+        body(rows, std::integral_constant<int, kRows>{});
+        waiting = 0;
     }
+    for (int r = 0; r < waiting; ++r) body(rows + r, std::integral_constant<int, 1>{});
+}
+constexpr int64_t kAll = INT64_MAX;
+
+template <typename S>
+void clear_others(const DiceCall<S>& call, int64_t block, S* out) {
+    const int64_t channels = call.args->channels;
+    for (int64_t i = call.first(block); i < call.last(block); ++i)
+        if (!call.valid(i)) memset(out + i * channels, 0, size_t(channels) * sizeof(S));
+}
+
+template <typename T, typename S>
+inline Dice<T> policy(const DiceCall<S>& call, int64_t at) {
+    return {load(call.alpha + at), load(call.mean + at), load(call.scale + at), load(call.bias + at)};
 }
 
 template <typename S>
-void statistics(const DiceCall<S>& call, int64_t block, int64_t count) {
+void statistics(const DiceCall<S>& call, int64_t block) {
     using T = Wide<S>;
     const int64_t channels = call.args->channels;
-    T* out = call.partials + block * kStatistics * channels;
-    // Two looks at the block, the second from the cache: the mean first, so that a large one cancels nothing. What its
-    // rounding left, the sum of the deviations, is kept as well.
-    for_columns<S, 4>(channels, [&](auto columns) {
-        constexpr int kVectors = decltype(columns)::kCount;
-        Vec<T> mean[kVectors] = {}, rest[kVectors] = {}, squares[kVectors] = {};
-        for (int64_t i = call.first(block); i < call.last(block); ++i) {
-            if (!call.valid(i)) continue;
-            for (int v = 0; v < kVectors; ++v) mean[v] += columns.read(call.args->x + i * channels, v);
-        }
-        for (int v = 0; v < kVectors; ++v) mean[v] /= T(count > 0 ? count : 1);
-        for (int64_t i = call.first(block); i < call.last(block); ++i) {
-            if (!call.valid(i)) continue;
-            for (int v = 0; v < kVectors; ++v) {
-                const Vec<T> d = columns.read(call.args->x + i * channels, v) - mean[v];
-                rest[v] += d;
-                squares[v] += d * d;
+    T* const m = call.partials + block * kStatistics * call.padded;
+    T *const rest = m + call.padded, *const squares = rest + call.padded;
+    memset(m, 0, size_t(kStatistics * call.padded) * sizeof(T));
+    // One look at the block: around the mean of its first rows, which is near enough to that of all that a large mean
+    // cancels nothing.
+    constexpr int64_t kFirst = 16;
+    T found = 0;
+    for_valid_rows(call, block, kFirst, [&](const int64_t* rows, auto count) {
+        found += T(count);
+        for_columns<T>(channels, [&](auto columns) {
+            Vec<T> sum = load(m + columns.at);
+            for (int r = 0; r < count; ++r) sum += columns.read(call.args->x + rows[r] * channels);
+            store(m + columns.at, sum);
+        });
+    });
+    for (int64_t c = 0; c < channels; ++c) m[c] /= found > 0 ? found : 1;
+    for_valid_rows(call, block, kAll, [&](const int64_t* rows, auto count) {
+        for_columns<T>(channels, [&](auto columns) {
+            const Vec<T> around = load(m + columns.at);
+            Vec<T> sum{}, square{};
+            for (int r = 0; r < count; ++r) {
+                const Vec<T> d = columns.read(call.args->x + rows[r] * channels) - around;
+                sum += d;
+                square += d * d;
             }
-        }
-        for (int v = 0; v < kVectors; ++v) {
-            columns.write(out, v, mean[v]);
-            columns.write(out + channels, v, rest[v]);
-            columns.write(out + 2 * channels, v, squares[v]);
-        }
+            store(rest + columns.at, load(rest + columns.at) + sum);
+            store(squares + columns.at, load(squares + columns.at) + square);
+        });
     });
 }
 
 template <typename S>
 void forward(const DiceCall<S>& call, int64_t block) {
-    const int64_t channels = call.args->channels;
-    for_columns<S, 2>(channels, [&](auto columns) {
-        constexpr int kVectors = decltype(columns)::kCount;
-        Dice<Wide<S>> dice[kVectors];
-        for (int v = 0; v < kVectors; ++v) dice[v] = columns.policy(call, v);
-        for (int64_t i = call.first(block); i < call.last(block); ++i) {
-            const bool valid = call.valid(i);
-            for (int v = 0; v < kVectors; ++v)
-                columns.write(call.y + i * channels, v,
-                              valid ? dice[v].value(columns.read(call.args->x + i * channels, v)) : Vec<Wide<S>>{});
-        }
-    });
-}
-
-template <typename S>
-void grad_sums(const DiceCall<S>& call, int64_t block) {
     using T = Wide<S>;
     const int64_t channels = call.args->channels;
-    T* out = call.partials + block * kGradSums * channels;
-    for_columns<S, 2>(channels, [&](auto columns) {
-        constexpr int kVectors = decltype(columns)::kCount;
-        Dice<T> dice[kVectors];
-        Vec<T> alpha[kVectors] = {}, u[kVectors] = {}, ud[kVectors] = {};
-        for (int v = 0; v < kVectors; ++v) dice[v] = columns.policy(call, v);
-        for (int64_t i = call.first(block); i < call.last(block); ++i) {
-            if (!call.valid(i)) continue;
-            for (int v = 0; v < kVectors; ++v) {
-                const Vec<T> s = columns.read(call.args->x + i * channels, v);
-                const Vec<T> through = columns.read(call.grads->y + i * channels, v) * s;  // dy s
-                const Vec<T> left = through * (1 - dice[v].p(s));                          // dy s (1 - p) = dL/dalpha
-                const Vec<T> uv = left * dice[v].p(s);  // u = (1 - alpha) dy s p (1 - p); (1 - alpha) at the end
-                alpha[v] += left;
-                u[v] += uv;
-                ud[v] += uv * (s - dice[v].mean);
-            }
-        }
-        for (int v = 0; v < kVectors; ++v) {
-            columns.write(out, v, alpha[v]);
-            columns.write(out + channels, v, u[v] * (1 - dice[v].alpha));
-            columns.write(out + 2 * channels, v, ud[v] * (1 - dice[v].alpha));
-        }
+    clear_others(call, block, call.y);
+    for_valid_rows(call, block, kAll, [&](const int64_t* rows, auto count) {
+        for_columns<T>(channels, [&](auto columns) {
+            const Dice<T> dice = policy<T>(call, columns.at);
+            for (int r = 0; r < count; ++r)
+                columns.write(call.y + rows[r] * channels, dice.value(columns.read(call.args->x + rows[r] * channels)));
+        });
     });
 }
 
-// dx = dy (alpha + (1 - alpha) p) + r weight (u - mean_u - (s - mean) mean_ud)
-template <typename S>
+// dx = dy (alpha + (1 - alpha) p) + r weight (u - mean_u - (s - mean) mean_ud),  u = (1 - alpha) dy s p (1 - p)
+//
+// kSums: adds up the sums, and dx, if it is written, is without mean_u and mean_ud, which need all of them; else dx is
+// whole.
+template <typename S, bool kSums, bool kWrites>
 void backward(const DiceCall<S>& call, int64_t block) {
     using T = Wide<S>;
     const int64_t channels = call.args->channels;
-    for_columns<S, 2>(channels, [&](auto columns) {
-        constexpr int kVectors = decltype(columns)::kCount;
-        Dice<T> dice[kVectors];
-        Vec<T> mean_u[kVectors], mean_ud[kVectors];
-        for (int v = 0; v < kVectors; ++v) {
-            dice[v] = columns.policy(call, v);
-            mean_u[v] = columns.read(call.mean_u, v), mean_ud[v] = columns.read(call.mean_ud, v);
-        }
-        for (int64_t i = call.first(block); i < call.last(block); ++i) {
-            const bool valid = call.valid(i);
-            for (int v = 0; v < kVectors; ++v) {
-                Vec<T> dx{};
-                if (valid) {
-                    const Vec<T> s = columns.read(call.args->x + i * channels, v);
-                    const Vec<T> dy = columns.read(call.grads->y + i * channels, v);
-                    const Vec<T> p = dice[v].p(s), gated = (1 - dice[v].alpha) * p;
-                    const Vec<T> u = dy * s * gated * (1 - p);
-                    dx = dy * (dice[v].alpha + gated) +
-                         dice[v].inverse * (u - mean_u[v] - (s - dice[v].mean) * mean_ud[v]);
+    T* const alpha = call.partials + block * kGradSums * call.padded;
+    T *const u = alpha + call.padded, *const ud = u + call.padded;
+    if (kSums) memset(alpha, 0, size_t(kGradSums * call.padded) * sizeof(T));
+    if (kWrites) clear_others(call, block, call.grads->x);
+    for_valid_rows(call, block, kAll, [&](const int64_t* rows, auto count) {
+        for_columns<T>(channels, [&](auto columns) {
+            const Dice<T> dice = policy<T>(call, columns.at);
+            const Vec<T> gated = 1 - dice.alpha;
+            const Vec<T> mean_u = load(call.mean_u + columns.at), mean_ud = load(call.mean_ud + columns.at);
+            Vec<T> alpha_sum{}, u_sum{}, ud_sum{};
+            for (int r = 0; r < count; ++r) {
+                const Vec<T> s = columns.read(call.args->x + rows[r] * channels);
+                const Vec<T> dy = columns.read(call.grads->y + rows[r] * channels);
+                const Vec<T> p = dice.p(s), left = dy * s * (1 - p);  // dL/dalpha
+                const Vec<T> through = gated * (left * p);            // dL/dz
+                if constexpr (kSums) {
+                    alpha_sum += left;
+                    u_sum += through;
+                    ud_sum += through * (s - dice.mean);
                 }
-                columns.write(call.grads->x + i * channels, v, dx);
+                if constexpr (kWrites) {
+                    const Vec<T> centered = kSums ? through : through - mean_u - (s - dice.mean) * mean_ud;
+                    columns.write(call.grads->x + rows[r] * channels,
+                                  dy * (dice.alpha + gated * p) + dice.inverse * centered);
+                }
             }
-        }
+            if constexpr (kSums) {
+                store(alpha + columns.at, load(alpha + columns.at) + alpha_sum);
+                store(u + columns.at, load(u + columns.at) + u_sum);
+                store(ud + columns.at, load(ud + columns.at) + ud_sum);
+            }
+        });
     });
 }
 
+// What backward<S, true, true> left out of dx, without another sigmoid and without dy.
 template <typename S>
-constexpr DiceKernels<S> kKernels = {statistics<S>, forward<S>, grad_sums<S>, backward<S>};
+void backward_rest(const DiceCall<S>& call, int64_t block) {
+    using T = Wide<S>;
+    const int64_t channels = call.args->channels;
+    for_valid_rows(call, block, kAll, [&](const int64_t* rows, auto count) {
+        for_columns<T>(channels, [&](auto columns) {
+            const Dice<T> dice = policy<T>(call, columns.at);
+            const Vec<T> mean_u = load(call.mean_u + columns.at), mean_ud = load(call.mean_ud + columns.at);
+            for (int r = 0; r < count; ++r) {
+                S* const dx = call.grads->x + rows[r] * channels;
+                const Vec<T> s = columns.read(call.args->x + rows[r] * channels);
+                columns.write(dx, columns.read(dx) - dice.inverse * (mean_u + (s - dice.mean) * mean_ud));
+            }
+        });
+    });
+}
+
+// 16 bits cannot hold dx between two passes without rounding it twice: it is computed once more there.
+template <typename S>
+constexpr bool kHolds = std::is_same_v<S, Wide<S>>;
+template <typename S>
+constexpr DiceKernels<S> kKernels = {statistics<S>, forward<S>, backward<S, true, true>, backward<S, true, kHolds<S>>,
+                                     kHolds<S> ? backward_rest<S> : backward<S, false, true>};
 
 }  // namespace
 

@@ -96,6 +96,26 @@ inline void store_narrow(S* p, Vec<float> v) {
     for (int i = 0; i < kLanes<float>; ++i) narrow(lanes[i], p + i);
 }
 
+// The first `count` elements of a vector, fewer than its lanes; the others load as 0 and are not stored.
+template <typename S>
+inline Vec<Wide<S>> load_first(const S* p, int64_t count) {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<S, float>) return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+#endif
+    S lanes[kLanes<Wide<S>>] = {};
+    memcpy(lanes, p, size_t(count) * sizeof(S));
+    return load_wide(lanes);
+}
+template <typename S>
+inline void store_first(S* p, Vec<Wide<S>> v, int64_t count) {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<S, float>) return _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+#endif
+    S lanes[kLanes<Wide<S>>];
+    store_narrow(lanes, v);
+    memcpy(p, lanes, size_t(count) * sizeof(S));
+}
+
 // to[0 .. count) = from[0 .. count). A last vector that is not full overlaps the one before it: element by element the
 // compiler would call memmove for what is left of every row.
 template <typename S>

@@ -35,6 +35,16 @@ class Request:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+def extent(size: int) -> int:
+    """`size` for a Request; while tracing, where it may be a symbol, the most that an index of its type counts."""
+    if not torch.compiler.is_compiling():
+        return size
+    for limit in (2**31 - 1, 2**32 - 1):
+        if size <= limit:
+            return limit
+    return 2**63 - 1
+
+
 class BackendError(RuntimeError):
     """The forced backend cannot serve the call."""
 

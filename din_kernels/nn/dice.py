@@ -114,9 +114,10 @@ class Dice(nn.Module):
     @torch.no_grad()
     def observe(self, mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor) -> None:
         """Updates the running statistics by a batch's mean `[C]`, biased variance `[C]` and count (0-D)."""
-        unbiased = var * (count / (count - 1).clamp(min=1).to(var.dtype))
+        n = count.to(var.dtype)
+        unbiased, weight = var * (n / (n - 1).clamp(min=1)), self.momentum * n.clamp(max=1)
         for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
-            running.lerp_(batch.to(running.dtype), self.momentum * (count > 0).to(running.dtype))
+            running.lerp_(batch.to(running.dtype), weight.to(running.dtype))
 
     def extra_repr(self) -> str:
         affine = ", affine=True" if self.weight is not None else ""

@@ -78,7 +78,8 @@ def _check(x, alpha, mean, var, weight, bias, training, mask) -> None:
         if value is None and name in ("weight", "bias"):
             continue
         checks.is_tensor(name, value, 1, f"[{channels}]")
-        if value.shape[0] not in ((1, channels) if name == "alpha" else (channels,)):
+        one_for_all = name == "alpha" and value.shape[0] == 1
+        if value.shape[0] != channels and not one_for_all:
             raise ValueError(f"{name} must have shape [{channels}], got {list(value.shape)}")
         checks.same_device(name, value, "x", x)
     if mask is not None:
@@ -130,13 +131,16 @@ def dice(
     if backend == "reference":
         running = (None, None) if training else (mean.detach(), var.detach())
         return _reference(x, alpha, *running, training, eps, mask, weight, bias)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    rows = x.reshape(-1, x.shape[-1])
+    # Every operation on x, alpha or y that changes nothing would still cost a node of the graph, 5 us both ways.
+    channels, wide = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+    rows = x if x.dim() == 2 else x.reshape(-1, channels)
+    alpha = alpha.to(wide)
+    alpha = alpha if alpha.shape[0] == channels else alpha.expand(channels)
     mask = None if mask is None else mask.reshape(-1)
     if not training:
         mean, var = mean.detach().to(wide), var.detach().to(wide)
     weight, bias = (None if given is None else given.to(wide) for given in (weight, bias))
     y, mean, var, count = torch.ops.din_kernels.dice(
-        rows, alpha.to(wide).expand(x.shape[-1]), weight, bias, mean, var, mask, training, float(eps), backend
+        rows, alpha, weight, bias, mean, var, mask, training, float(eps), backend
     )
-    return y.view(x.shape), mean, var, count
+    return y if x.dim() == 2 else y.view(x.shape), mean, var, count

@@ -84,7 +84,7 @@ def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
     if not coeff >= 0:
         raise ValueError(f"coeff must be at least 0, got {coeff}")
     ids = ids.reshape(-1)
-    options = {"rows": weight.shape[0], "entries": ids.shape[0]}
+    options = {"rows": backends.extent(weight.shape[0]), "entries": backends.extent(ids.shape[0])}
     backend = backends.select(backends.Request("mba_penalty", weight.device.type, weight.dtype, options))
     if backend == "reference":
         checks.ids_within("ids", ids, weight.shape[0], "rows of weight")
