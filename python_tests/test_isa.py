@@ -1,6 +1,7 @@
 """DIN_KERNELS_ISA: every ISA gives the reference's values; one that is unknown or missing is an error that says so."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -106,3 +107,20 @@ int main() {
     }
     assert said[""] == said["baseline"] == "baseline"
     assert said["avx512"] == f"DIN_KERNELS_ISA must be one of baseline here, got avx512, which {lacking} lacks"
+
+
+@pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86's prefetch instructions")
+def test_kernels_that_read_rows_by_id_still_prefetch_after_the_compiler():
+    # GCC drops calls of functions that do nothing but prefetch; results and types say nothing about it.
+    command = ["objdump", "-d", "-C", "--no-show-raw-insn", _cpu.__file__]
+    with_prefetch, function = set(), ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as listing:
+        for line in listing.stdout:
+            if line.endswith(">:\n"):
+                function = line
+            elif "\tprefetch" in line:
+                with_prefetch.add(function)
+    for isa in _build_info.ISAS:
+        for call in ("UpdateCall<float>", "MbaPenaltyArgs<float>", "cpu::Call<float>"):
+            assert any(f"cpu::{isa}::" in function and call in function for function in with_prefetch), (isa, call)

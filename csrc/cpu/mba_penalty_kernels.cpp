@@ -7,7 +7,7 @@ namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
 
 template <typename S>
-inline void prefetch_row(const MbaPenaltyArgs<S>& a, int64_t id) {
+DIN_KERNELS_PREFETCHES void prefetch_row(const MbaPenaltyArgs<S>& a, int64_t id) {
     prefetch(a.weight + id * a.dim, a.dim * int64_t(sizeof(S)));
     prefetch_count(a.counts, id);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "din_kernels/local_activation.h"
+#include "prefetch.h"
 #include "storage.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
@@ -49,12 +50,11 @@ inline int64_t table_row(const Table& table, int64_t row) {
                               : static_cast<const int32_t*>(table.ids.data)[row];
 }
 
-inline void prefetch_row(const Source& source, Storage storage, int64_t row) {
+DIN_KERNELS_PREFETCHES void prefetch_row(const Source& source, Storage storage, int64_t row) {
     for (int k = 0; k < source.count; ++k) {
         const Table& table = source.tables[k];
         const int64_t bytes = table.width * bytes_of(storage);
-        const char* at = static_cast<const char*>(table.values) + table_row(table, row) * bytes;
-        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line);
+        prefetch(static_cast<const char*>(table.values) + table_row(table, row) * bytes, bytes);
     }
 }
 

@@ -15,7 +15,7 @@ inline int64_t end_of_block(const SparseUpdateArgs<S>& a, int64_t block) {
 
 // The gradient of the entry that is due kAhead entries from now, and what its row needs if it is the row's first.
 template <int kStates, typename S>
-inline void prefetch_entry(const UpdateCall<S>& call, int64_t entry) {
+DIN_KERNELS_PREFETCHES void prefetch_entry(const UpdateCall<S>& call, int64_t entry) {
     const SparseUpdateArgs<S>& a = *call.args;
     entry += kAhead;
     if (entry >= a.entries) return;

@@ -2,6 +2,7 @@
 // kStates: how many states are [V, D].
 #pragma once
 
+#include "simd.h"
 #include "sparse_update_call.h"
 #include "table_rows.h"
 

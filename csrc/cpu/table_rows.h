@@ -3,7 +3,7 @@
 #pragma once
 
 #include "din_kernels/arrays.h"
-#include "simd.h"
+#include "prefetch.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
@@ -12,11 +12,7 @@ namespace {
 // about 60 lines, as many as a core keeps in flight.
 constexpr int64_t kAhead = 8;
 
-inline void prefetch(const void* from, int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line);
-}
-
-inline void prefetch_count(const Counts& counts, int64_t id) {
+DIN_KERNELS_PREFETCHES void prefetch_count(const Counts& counts, int64_t id) {
     const bool wide = counts.type == CountType::kInt64 || counts.type == CountType::kDouble;
     __builtin_prefetch(static_cast<const char*>(counts.data) + id * (wide ? 8 : 4));
 }
