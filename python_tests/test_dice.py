@@ -83,6 +83,12 @@ def test_kernel_equals_reference_forward_and_backward(dtype, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
+def test_a_tensor_too_large_for_the_caches_equals_reference(training):
+    """Rows that begin on cache lines, in 16 MB and more, are written past the caches."""
+    assert_as_reference(make(140_000, 32, masked=True), torch.float32, training)
+
+
+@pytest.mark.parametrize("training", [True, False])
 def test_value_and_gradients_equal_batch_norm_1d(training):
     case = make(affine=False)
     norm = nn.BatchNorm1d(19, eps=1e-8, affine=False).double().train(training)

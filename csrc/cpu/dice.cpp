@@ -35,6 +35,11 @@ struct Problem {
     }
     double divisor() const { return double(std::max<int64_t>(count, 1)); }
     double root(int64_t c) const { return 1 / std::sqrt(double(args.var[c]) + args.eps); }
+    bool streams(const S* rows) const {
+        constexpr int64_t kLine = 64;
+        const int64_t row = args.channels * int64_t(sizeof(S));
+        return args.rows * row >= kDiceStream && row % kLine == 0 && reinterpret_cast<uintptr_t>(rows) % kLine == 0;
+    }
     T* of(int which) const { return numbers.data() + which * padded; }
     void prepare() const {
         for (int64_t c = 0; c < args.channels; ++c) {
@@ -94,9 +99,9 @@ int64_t dice_forward(const DiceArgs<S>& args, S* y, int threads) {
         combine(problem, partials.data());
     }
     problem.prepare();
+    const auto forward = kernels.forward[problem.streams(y)];
     // The last blocks first: they are what the statistics left in the cache.
-    parallel_for(threads, problem.blocks,
-                 [&](int64_t block, int) { kernels.forward(call, problem.blocks - 1 - block); });
+    parallel_for(threads, problem.blocks, [&](int64_t block, int) { forward(call, problem.blocks - 1 - block); });
     return problem.count;
 }
 
@@ -111,7 +116,7 @@ void dice_backward(const DiceArgs<S>& args, const DiceGrads<S>& grads, int threa
     const Buffer<T> partials(problem.blocks * kGradSums * padded);
     DiceCall<S> call = problem.call(partials.data());
     call.grads = &grads;
-    const auto first = args.training ? kernels.backward_sums : kernels.backward;
+    const auto first = (args.training ? kernels.backward_sums : kernels.backward)[problem.streams(grads.x)];
     parallel_for(threads, problem.blocks, [&](int64_t block, int) { first(call, block); });
 
     std::vector<double> sums(kGradSums * padded);

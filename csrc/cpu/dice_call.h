@@ -15,6 +15,10 @@ constexpr int64_t kDiceBlock = 32 * 1024;
 // Numbers per channel are padded to Cp, a multiple of every vector.
 constexpr int64_t kDicePad = 16;
 
+// Bytes of a tensor from which its rows, where they begin on cache lines, are written past the caches: together with
+// those that are read it would not stay there, and a store through the cache reads the line first, a fifth of the time.
+constexpr int64_t kDiceStream = int64_t(16) << 20;
+
 template <typename S>
 struct DiceCall {
     using T = Wide<S>;
@@ -42,11 +46,11 @@ struct DiceKernels {
     using Kernel = void (*)(const DiceCall<S>&, int64_t block);
     // Of the valid rows of a block: a number m near their mean, sum of x - m, sum of (x - m)^2.
     Kernel statistics;
-    Kernel forward;
+    Kernel forward[2];  // [1] writes past the caches, as below
     // In evaluation: dx, and the sums over the valid rows of dy s (1 - p), u, u (s - mean).
-    Kernel backward;
+    Kernel backward[2];
     // In training: the sums first, then, with mean_u and mean_ud, dx.
-    Kernel backward_sums, backward_rest;
+    Kernel backward_sums[2], backward_rest;
 };
 
 DIN_KERNELS_TABLES(KernelTable<DiceKernels>, dice_kernels)

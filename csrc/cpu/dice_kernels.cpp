@@ -16,8 +16,9 @@ struct Columns {
         if constexpr (kFull) return load_wide(row + at);
         return load_first(row + at, count);
     }
-    template <typename S>
+    template <bool kStream = false, typename S>
     void write(S* row, Vec<Wide<S>> value) const {
+        if constexpr (kFull && kStream) return stream(row + at, value);
         if constexpr (kFull) return store_narrow(row + at, value);
         store_first(row + at, value, count);
     }
@@ -96,7 +97,7 @@ void statistics(const DiceCall<S>& call, int64_t block) {
     });
 }
 
-template <typename S>
+template <typename S, bool kStream>
 void forward(const DiceCall<S>& call, int64_t block) {
     using T = Wide<S>;
     const int64_t channels = call.args->channels;
@@ -105,16 +106,18 @@ void forward(const DiceCall<S>& call, int64_t block) {
         for_columns<T>(channels, [&](auto columns) {
             const Dice<T> dice = policy<T>(call, columns.at);
             for (int r = 0; r < count; ++r)
-                columns.write(call.y + rows[r] * channels, dice.value(columns.read(call.args->x + rows[r] * channels)));
+                columns.template write<kStream>(call.y + rows[r] * channels,
+                                                dice.value(columns.read(call.args->x + rows[r] * channels)));
         });
     });
+    if (kStream) streamed();
 }
 
 // dx = dy (alpha + (1 - alpha) p) + r weight (u - mean_u - (s - mean) mean_ud),  u = (1 - alpha) dy s p (1 - p)
 //
 // kSums: adds up the sums, and dx, if it is written, is without mean_u and mean_ud, which need all of them; else dx is
 // whole.
-template <typename S, bool kSums, bool kWrites>
+template <typename S, bool kSums, bool kWrites, bool kStream>
 void backward(const DiceCall<S>& call, int64_t block) {
     using T = Wide<S>;
     const int64_t channels = call.args->channels;
@@ -140,8 +143,8 @@ void backward(const DiceCall<S>& call, int64_t block) {
                 }
                 if constexpr (kWrites) {
                     const Vec<T> centered = kSums ? through : through - mean_u - (s - dice.mean) * mean_ud;
-                    columns.write(call.grads->x + rows[r] * channels,
-                                  dy * (dice.alpha + gated * p) + dice.inverse * centered);
+                    columns.template write<kStream>(call.grads->x + rows[r] * channels,
+                                                    dy * (dice.alpha + gated * p) + dice.inverse * centered);
                 }
             }
             if constexpr (kSums) {
@@ -151,6 +154,7 @@ void backward(const DiceCall<S>& call, int64_t block) {
             }
         });
     });
+    if (kStream) streamed();
 }
 
 // What backward<S, true, true> left out of dx, without another sigmoid and without dy.
@@ -171,12 +175,17 @@ void backward_rest(const DiceCall<S>& call, int64_t block) {
     });
 }
 
+// Where kStream, rows begin on cache lines, so that every vector of columns is full. 16 bits are not streamed.
+//
 // 16 bits cannot hold dx between two passes without rounding it twice: it is computed once more there.
 template <typename S>
 constexpr bool kHolds = std::is_same_v<S, Wide<S>>;
 template <typename S>
-constexpr DiceKernels<S> kKernels = {statistics<S>, forward<S>, backward<S, true, true>, backward<S, true, kHolds<S>>,
-                                     kHolds<S> ? backward_rest<S> : backward<S, false, true>};
+constexpr DiceKernels<S> kKernels = {statistics<S>,
+                                     {forward<S, false>, forward<S, kHolds<S>>},
+                                     {backward<S, true, true, false>, backward<S, true, true, kHolds<S>>},
+                                     {backward<S, true, kHolds<S>, false>, backward<S, true, kHolds<S>, kHolds<S>>},
+                                     kHolds<S> ? backward_rest<S> : backward<S, false, true, false>};
 
 }  // namespace
 

@@ -47,6 +47,23 @@ template <typename T>
 inline void store(T* p, Vec<T> v) {
     *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
 }
+// A store past the caches to an aligned address, which does not read the line first; `streamed` makes this thread's
+// visible to others.
+template <typename T>
+inline void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+    store(p, v);
+#endif
+}
+inline void streamed() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
 template <typename T>
 inline Vec<T> splat(T x) {
     return x - Vec<T>{};
