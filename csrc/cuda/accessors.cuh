@@ -55,6 +55,9 @@ class Global {
 #endif
     }
 
+    // Elements at .. at + size as an array of their own.
+    __device__ Global part(int64_t at, int64_t size) const { return Global(checked(at, size), size); }
+
     // For what takes a plain address: `size` elements from `at` on.
     __device__ T* address(int64_t at, int64_t size) const { return checked(at, size); }
 

@@ -1,10 +1,13 @@
-// Backward of the local activation unit on the same flat tiles: persistent blocks that recompute a tile's forward, keep
+// Backward of the local activation unit on the same tiles: persistent blocks that recompute a tile's forward, keep
 // the sums of the weights' gradients and write one partial each. With g the gradient of pooled, per pair
 //   dw = <g, k> + gw,   ds = scale dw  or  scale w (dw - sum_r w_r dw_r)
 //   dz of the last layer = ds w_out act'(z),   of the one before (dz W) act'(z), ...
 //   dk = w g + dz1 (Wk - Wd) + q (dz1 Wp),   dq += k (dz1 Wp),   dc += dz1
+// and folded
+//   dk = w g + dz1 A_i,   dA_i += dz1^T k,   dc += dz1
 #include "launch.cuh"
 #include "local_activation_backward_finish.h"
+#include "local_activation_fold.h"
 #include "unit_gradient.cuh"
 #include "unit_math_of.h"
 #include "unit_prepare.h"
@@ -12,62 +15,61 @@
 namespace din_kernels::cuda {
 namespace {
 
-template <typename Math>
-__global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typename Math::Storage> call) {
+template <typename Math, bool kFolded>
+__global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typename Math::Storage, kFolded> call) {
     using S = typename Math::Storage;
     constexpr bool kApproximate = sizeof(S) == 2;
     const UnitSizes& sizes = call.weights.sizes;
     const BackwardPlan& plan = call.plan;
     const TileShared& at = plan.tile;
     const int rows = at.rows, last_layer = sizes.layers - 1;
-    const TileLoader<S>& loader = call.loader;
+    const TileLoader<S, kFolded>& loader = call.loader;
     const BackwardShared shared{plan};
-    const Shared<S> products(uint32_t(at.products), rows * sizes.stride[0]);
+    const Shared<S> products(uint32_t(at.products), kFolded ? 0 : rows * sizes.stride[0]);
     const Shared<float> score = shared.floats(at.score, rows), column_sums = shared.column_sums();
     const auto hidden = [&](int layer) { return Shared<S>(uint32_t(at.hidden[layer]), rows * sizes.stride[layer]); };
     const auto clear = [&](const auto& array, int64_t size, auto zero) {
         for (int64_t e = threadIdx.x; e < size; e += blockDim.x) array.store(int(e), zero);
     };
     for (int stage = 0; stage < at.stages; ++stage) clear(loader.keys_of(stage), rows * sizes.stride[0], S{});
-    clear(products, rows * sizes.stride[0], S{});
+    if (!kFolded) clear(products, rows * sizes.stride[0], S{});
     for (int layer = 1; layer <= last_layer; ++layer) clear(hidden(layer), rows * sizes.stride[layer], S{});
     for (int buffer = 0; buffer < 2; ++buffer) clear(shared.dz<S>(buffer), rows * plan.dz_stride, S{});
-    clear(column_sums, plan.columns_size, 0.0f);
-    const int64_t gradient_first = int64_t(blockIdx.x) * plan.gradient_size;
-    if (plan.gradient_in_shared)
-        clear(shared.floats(plan.gradient, plan.gradient_size), plan.gradient_size, 0.0f);
-    else
-        for (int64_t e = threadIdx.x; e < plan.gradient_size; e += blockDim.x)
-            call.gradients.store(gradient_first + e, 0.0f);
+    const int64_t columns_first = int64_t(blockIdx.x) * plan.columns_size;
+    for (int64_t e = threadIdx.x; e < plan.columns_size; e += blockDim.x)
+        column_sums.store(int(e), call.resume ? call.columns[columns_first + e] : 0.0f);
+    const GradientSum<S, kFolded> gradient{call};
+    if (call.statistics_layer < 0) gradient.start();
     __syncthreads();
 
-    const Range range(loader.pairs.first[loader.pairs.queries], rows, blockIdx.x, gridDim.x);
-    QuerySums<S> query_sums{call, range};
+    const Range range(loader.pairs.slots.total(), rows, blockIdx.x, gridDim.x);
+    QuerySums<S, kFolded> query_sums{call, range};
     int stage = 0;
     int64_t cursor = 0;
     if (range.begin < range.end) {
-        cursor = loader.pairs.find(range.begin, 0);
+        cursor = loader.pairs.find(range.begin, loader.pairs.slots.begin);
         loader.fetch(range.begin, range.end, 0, cursor);
     }
-    for (int64_t pair = range.begin; pair < range.end; pair += rows) {
-        const bool more = pair + rows < range.end, ahead = more && at.stages > 1;
+    for (int64_t slot = range.begin; slot < range.end; slot += rows) {
+        const bool more = slot + rows < range.end, ahead = more && at.stages > 1;
         if (ahead) {
-            loader.fetch(pair + rows, range.end, stage ^ 1, cursor);
+            loader.fetch(slot + rows, range.end, stage ^ 1, cursor);
             ptx::wait_for_copies<1>();
         } else {
             ptx::wait_for_copies<0>();
         }
         __syncthreads();
-        const int valid = range.end - pair < rows ? int(range.end - pair) : rows;
         const Shared<S> keys = loader.keys_of(stage);
         const Shared<int> candidates = loader.candidates_of(stage);
-        multiply_queries(keys, products, candidates, call.query, sizes.dim, sizes.stride[0], call.query_vector);
+        const int valid = loader.valid(slot, range.end, candidates);
+        if constexpr (!kFolded)
+            multiply_queries(keys, products, candidates, call.query, sizes.dim, sizes.stride[0], call.query_vector);
 
         float part[2] = {0.0f, 0.0f};
         for (int layer = 0; layer <= last_layer; ++layer) {
             const Shared<float> z = shared.z(layer);
-            layer_sums<Math>(
-                call.weights, layer, layer == 0 ? keys : hidden(layer), products, candidates,
+            layer_sums<Math, kFolded>(
+                call.weights, layer, layer == 0 ? keys : hidden(layer), products, candidates, loader.pairs.slots.begin,
                 [&](const LanePosition& position, float sum) {
                     z.store(position.row * (sizes.padded[layer] + 1) + position.column, sum);
                     const float h = activate<kApproximate>(call.weights.activation, sum,
@@ -87,28 +89,31 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
                             call.scale * (part[half] + call.weights.output[sizes.padded[last_layer]]));
         }
         __syncwarp();
-        weigh_rows(call, shared, keys, candidates, score, pair);
+        weigh_rows(call, shared, keys, candidates, loader.rows_of(stage), score, slot);
+        if (kFolded && call.statistics_layer < 0) query_sums.open(candidates[0], shared.query_sums());
 
         for (int layer = last_layer; layer >= 0 && layer >= call.statistics_layer; --layer) {
-            layer_gradient<Math>(call, shared, layer, candidates);
+            layer_gradient<Math, kFolded>(call, shared, layer, candidates);
             if (call.statistics_layer < 0) {
                 const auto product = [&](const Shared<S>& right, int stride, int columns) {
                     return RowProduct<S>{
                         shared.dz<S>(layer), right, plan.dz_stride, 0, sizes.padded[layer], stride, 0, columns};
                 };
                 if (layer > 0) {
-                    add_gradient<Math>(call, product(hidden(layer), sizes.stride[layer], sizes.padded[layer - 1]),
-                                       plan.gradient_layer[layer]);
+                    add_gradient<Math, kFolded>(call,
+                                                product(hidden(layer), sizes.stride[layer], sizes.padded[layer - 1]),
+                                                plan.gradient_layer[layer]);
                 } else {
-                    add_gradient<Math>(call, product(keys, sizes.stride[0], sizes.dim), 0);
-                    add_gradient<Math>(call, product(products, sizes.stride[0], sizes.dim),
-                                       int64_t(sizes.padded[0]) * sizes.dim);
+                    add_gradient<Math, kFolded>(call, product(keys, sizes.stride[0], sizes.dim), 0);
+                    if constexpr (!kFolded)
+                        add_gradient<Math, kFolded>(call, product(products, sizes.stride[0], sizes.dim),
+                                                    int64_t(sizes.padded[0]) * sizes.dim);
                 }
             }
             __syncthreads();
         }
         if (call.statistics_layer < 0) {
-            row_gradient<Math>(call, shared, keys, candidates, loader.rows_of(stage), pair);
+            row_gradient<Math, kFolded>(call, shared, keys, candidates, loader.rows_of(stage), slot);
             if (threadIdx.x == 0) {
                 const int64_t bias = plan.columns_size - 1;
                 float sum = column_sums[int(bias)];
@@ -119,25 +124,90 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
             query_sums.add(candidates, shared.z(0), shared.contribution(), shared.query_sums(), valid);
             __syncthreads();
         }
-        if (more && !ahead) loader.fetch(pair + rows, range.end, 0, cursor);
+        if (more && !ahead) loader.fetch(slot + rows, range.end, 0, cursor);
         if (ahead) stage ^= 1;
     }
     __syncthreads();
     for (int64_t e = threadIdx.x; e < plan.columns_size; e += blockDim.x)
-        call.columns.store(int64_t(blockIdx.x) * plan.columns_size + e, column_sums[int(e)]);
+        call.columns.store(columns_first + e, column_sums[int(e)]);
     if (call.statistics_layer >= 0) return;
     query_sums.finish(shared.query_sums());
-    if (plan.gradient_in_shared)
-        for (int64_t e = threadIdx.x; e < plan.gradient_size; e += blockDim.x)
-            call.gradients.store(gradient_first + e, shared.floats(plan.gradient, plan.gradient_size)[int(e)]);
+    gradient.to_workspace();
+}
+
+template <typename Math, bool kFolded>
+void run_backward(const LocalActivation& call, const BackwardPlan& plan, Stream stream) {
+    using S = typename Math::Storage;
+    const UnitSizes& sizes = plan.sizes;
+    const Global<const uint32_t> none(nullptr, 0);
+    const auto packed = [&](int64_t offset, int64_t in, int64_t out) {
+        return Global<const uint32_t>(carved<uint32_t>(call.workspace, offset), packed_sizes(sizes, in, out).words);
+    };
+    const auto transposed = [&](int l) {
+        return l > 0 && l < sizes.layers ? packed(plan.layer_transposed[l], sizes.padded[l], sizes.width[l - 1]) : none;
+    };
+    const auto floats = [&](int64_t offset, int64_t size) {
+        return Global<float>(carved<float>(call.workspace, offset), size);
+    };
+    const S* const query = query_of<S>(call, plan.work);
+    const bool shared_rows = call.query_to_user != nullptr;
+    const int64_t cells = call.rows_count * call.dim;
+    BackwardCall<S, kFolded> backward{
+        unit_weights(call, sizes, plan.work, plan.fold),
+        tile_loader<S, kFolded>(call, sizes, plan.tile, plan.work),
+        Global<const S>(query, call.queries * call.dim),
+        call.dim % 4 == 0 && reinterpret_cast<uintptr_t>(query) % (4 * sizeof(S)) == 0,
+        call.normalize == Normalize::kSoftmax,
+        call.scale,
+        call.hidden > 0 && call.activation == Activation::kDice,
+        -1,
+        false,
+        plan,
+        kFolded ? none : packed(plan.keys_transposed, sizes.padded[0], call.dim),
+        kFolded ? none : packed(plan.products_transposed, sizes.padded[0], call.dim),
+        Global<const uint32_t>(kFolded ? carved<uint32_t>(call.workspace, plan.fold.transposed) : nullptr,
+                               plan.fold.chunk * plan.fold.transposed_words),
+        {transposed(0), transposed(1), transposed(2)},
+        Global<const float>(call.dice_training ? carved<float>(call.workspace, plan.statistics) : nullptr,
+                            2 * sizes.padded_sum),
+        Global<const S>(static_cast<const S*>(call.grad_pooled), call.queries * call.dim),
+        Global<const float>(call.grad_pair_weights, call.total_pairs),
+        Global<const uint32_t>(carved<uint32_t>(call.workspace, plan.work.pair_first), call.queries + 1),
+        Global<const int64_t>(call.pair_begin, call.queries),
+        Global<const float>(call.logsumexp, call.queries),
+        Global<const float>(carved<float>(call.workspace, plan.dots), call.queries),
+        Global<S>(shared_rows ? nullptr : static_cast<S*>(call.grad_rows), cells),
+        Global<float>(shared_rows ? static_cast<float*>(call.grad_rows) : nullptr, cells),
+        Global<float>(call.grad_pairs, call.pairs * call.dim),
+        floats(plan.partials, plan.blocks * 2 * plan.query_width),
+        floats(plan.constants_gradient, call.queries * sizes.padded[0]),
+        kFolded ? floats(plan.fold.gradients, plan.fold.chunk * plan.fold.cells)
+                : floats(plan.query_gradient, call.queries * call.dim),
+        floats(plan.gradients, plan.blocks * plan.gradient_size),
+        floats(plan.columns, plan.blocks * plan.columns_size)};
+    const auto pass = [&](int statistics_layer) {
+        backward.statistics_layer = statistics_layer;
+        for_chunks(call, plan.fold, [&](Chunk chunk) {
+            if constexpr (kFolded) fold(call, sizes, plan.work, plan.fold, chunk, stream);
+            backward.loader.pairs.slots = slots_of(call, plan.work, chunk), backward.resume = chunk.begin > 0;
+            launch("local_activation_backward", unit_backward<Math, kFolded>, Grid{plan.blocks}, 32 * plan.tile.warps,
+                   size_t(plan.bytes), stream, backward);
+            if (statistics_layer >= 0) return;
+            join_query_gradients(call, plan, chunk, stream);
+            if constexpr (kFolded) unfold(call, plan, chunk, stream);
+        });
+        if (statistics_layer >= 0) finish_backward_statistics(call, plan, statistics_layer, stream);
+    };
+    for (int layer = sizes.layers - 1; call.dice_training && layer >= 0; --layer) pass(layer);
+    pass(-1);
 }
 
 }  // namespace
 
 LaunchPlan local_activation_backward_plan(const LocalActivation& call, const DeviceLimits& device) {
     const BackwardPlan plan = plan_backward(call, device);
-    return {plan.tile.rows, plan.tile.stages,     32 * plan.tile.warps,   plan.blocks,
-            plan.bytes,     plan.workspace_bytes, plan.gradient_in_shared};
+    return {plan.tile.rows,       plan.tile.stages,        32 * plan.tile.warps, plan.blocks,    plan.bytes,
+            plan.workspace_bytes, plan.gradient_in_shared, plan.sizes.folded,    plan.fold.chunk};
 }
 
 int64_t local_activation_backward_workspace(const LocalActivation& call) {
@@ -146,68 +216,15 @@ int64_t local_activation_backward_workspace(const LocalActivation& call) {
 
 void local_activation_backward(const LocalActivation& call, Stream stream) {
     const BackwardPlan plan = plan_backward(call, device_limits());
-    prepare_unit(call, plan.sizes, plan.work, stream);
+    prepare_unit(call, plan.sizes, plan.work, plan.tile.rows, stream);
+    if (plan.sizes.folded) prepare_fold(call, plan.sizes, plan.fold, stream);
     prepare_backward(call, plan, stream);
     with_math(call, [&](auto math) {
         using Math = decltype(math);
-        using S = typename Math::Storage;
-        const auto packed = [&](int64_t offset, int64_t in, int64_t out) {
-            return Global<const uint32_t>(carved<uint32_t>(call.workspace, offset),
-                                          packed_sizes(plan.sizes, in, out).words);
-        };
-        const auto transposed = [&](int l) {
-            return l > 0 && l < plan.sizes.layers
-                       ? packed(plan.layer_transposed[l], plan.sizes.padded[l], plan.sizes.width[l - 1])
-                       : Global<const uint32_t>(nullptr, 0);
-        };
-        const auto floats = [&](int64_t offset, int64_t size) {
-            return Global<float>(carved<float>(call.workspace, offset), size);
-        };
-        const auto read = [&](int64_t offset, int64_t size) {
-            return Global<const float>(carved<float>(call.workspace, offset), size);
-        };
-        const S* const query = query_of<S>(call, plan.work);
-        const bool shared_rows = call.query_to_user != nullptr;
-        const int64_t cells = call.rows_count * call.dim;
-        BackwardCall<S> backward{
-            unit_weights(call, plan.sizes, plan.work),
-            tile_loader<S>(call, plan.sizes, plan.tile, plan.work),
-            Global<const S>(query, call.queries * call.dim),
-            call.dim % 4 == 0 && reinterpret_cast<uintptr_t>(query) % (4 * sizeof(S)) == 0,
-            call.normalize == Normalize::kSoftmax,
-            call.scale,
-            call.hidden > 0 && call.activation == Activation::kDice,
-            -1,
-            plan,
-            packed(plan.keys_transposed, plan.sizes.padded[0], call.dim),
-            packed(plan.products_transposed, plan.sizes.padded[0], call.dim),
-            {transposed(0), transposed(1), transposed(2)},
-            Global<const float>(call.dice_training ? carved<float>(call.workspace, plan.statistics) : nullptr,
-                                2 * plan.sizes.padded_sum),
-            Global<const S>(static_cast<const S*>(call.grad_pooled), call.queries * call.dim),
-            Global<const float>(call.grad_pair_weights, call.total_pairs),
-            Global<const int64_t>(call.pair_begin, call.queries),
-            Global<const float>(call.logsumexp, call.queries),
-            read(plan.dots, call.queries),
-            Global<S>(shared_rows ? nullptr : static_cast<S*>(call.grad_rows), cells),
-            Global<float>(shared_rows ? static_cast<float*>(call.grad_rows) : nullptr, cells),
-            Global<float>(call.grad_pairs, call.pairs * call.dim),
-            floats(plan.partials, plan.blocks * 2 * plan.query_width),
-            floats(plan.constants_gradient, call.queries * plan.sizes.padded[0]),
-            floats(plan.query_gradient, call.queries * call.dim),
-            floats(plan.gradients, plan.blocks * plan.gradient_size),
-            floats(plan.columns, plan.blocks * plan.columns_size)};
-        const auto run = [&] {
-            launch("local_activation_backward", unit_backward<Math>, Grid{plan.blocks}, 32 * plan.tile.warps,
-                   size_t(plan.bytes), stream, backward);
-        };
-        for (int layer = plan.sizes.layers - 1; call.dice_training && layer >= 0; --layer) {
-            backward.statistics_layer = layer;
-            run();
-            finish_backward_statistics(call, plan, layer, stream);
-        }
-        backward.statistics_layer = -1;
-        run();
+        if (plan.sizes.folded)
+            run_backward<Math, true>(call, plan, stream);
+        else
+            run_backward<Math, false>(call, plan, stream);
     });
     finish_backward(call, plan, stream);
 }

@@ -53,26 +53,23 @@ __global__ void mean_columns(Global<const float> columns, int64_t blocks, int64_
     }
 }
 
-// Gradients of c_i and of q_i by q * k of candidates that several blocks share, and zeros of those without behaviours.
-__global__ void join_query_partials(int64_t queries, int columns, int dim, int rows, int64_t blocks,
-                                    Global<const uint32_t> first, Global<const float> partials,
-                                    Global<float> constants_gradient, Global<float> query_gradient) {
-    const int lane = int(threadIdx.x) % 32, width = columns + dim;
-    const int64_t i = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-    if (i >= queries) return;
-    const int64_t begin = first[i], end = first[i + 1];
-    const Range range(first[queries], rows, 0, unsigned(blocks));
-    const int64_t from = begin == end ? 0 : begin / range.per_block,
-                  to = begin == end ? -1 : (end - 1) / range.per_block;
-    if (from == to) return;
+// constants_gradient [Q, columns] and query_gradient [.., rest], see BackwardCall.
+__global__ void join_query_partials(Slots slots, int columns, int rest, bool folded, int rows, int64_t blocks,
+                                    Global<const float> partials, Global<float> constants_gradient,
+                                    Global<float> query_gradient) {
+    const int lane = int(threadIdx.x) % 32, width = columns + rest;
+    const int64_t i = slots.begin + int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+    if (i >= slots.end) return;
+    const BlocksOf in(slots, i, rows, blocks);
+    if (in.one()) return;
+    const int64_t second = (folded ? i - slots.begin : i) * rest;
     for (int at = lane; at < width; at += 32) {
         float total = 0.0f;
-        for (int64_t block = from; block <= to; ++block)
-            total += partials[(2 * block + (block == from ? 1 : 0)) * width + at];
+        for (int64_t block = in.from; block <= in.to; ++block) total += partials[in.partial(block) * width + at];
         if (at < columns)
             constants_gradient.store(i * columns + at, total);
         else
-            query_gradient.store(i * dim + at - columns, total);
+            query_gradient.store(second + at - columns, total);
     }
 }
 
@@ -153,6 +150,7 @@ __global__ void write_first_gradient(FeatureColumns columns, int width, int padd
     if (at >= width * columns.total) return;
     const int64_t n = at / columns.total, column = at % columns.total, from = n * dim + column % dim;
     float value = 0.0f;
+    if (columns.outer && column >= columns.products) return;  // dWo is there already
     if (column < columns.keys)
         value = first_query[from];
     else if (column < columns.keys + dim)
@@ -192,9 +190,11 @@ void prepare_backward(const LocalActivation& call, const BackwardPlan& plan, Str
                         columns.difference, sign_of_difference, true},
                        carved<uint32_t>(call.workspace, offset)};
     };
-    std::vector<PackJob> jobs = {of_first(columns.keys, -sign, plan.keys_transposed),
-                                 of_first(columns.products, 0.0f, plan.products_transposed),
-                                 of_first(columns.query, sign, plan.query_transposed)};
+    std::vector<PackJob> jobs = {of_first(columns.query, sign, plan.query_transposed)};
+    if (!sizes.folded) {
+        jobs.push_back(of_first(columns.keys, -sign, plan.keys_transposed));
+        jobs.push_back(of_first(columns.products, 0.0f, plan.products_transposed));
+    }
     for (int l = 1; l < sizes.layers; ++l)
         jobs.push_back({{call.layers[l].weight, sizes.width[l - 1], sizes.width[l], sizes.width[l - 1], sizes.padded[l],
                          0, 0, 0.0f, true},
@@ -235,17 +235,25 @@ void finish_backward_statistics(const LocalActivation& call, const BackwardPlan&
            Global<float>(carved<float>(call.workspace, plan.statistics), 2 * sizes.padded_sum));
 }
 
+void join_query_gradients(const LocalActivation& call, const BackwardPlan& plan, Chunk chunk, Stream stream) {
+    const bool folded = plan.sizes.folded;
+    const int columns = plan.sizes.padded[0], rest = plan.query_width - columns;
+    const auto floats = [&](int64_t offset, int64_t size) {
+        return Global<float>(carved<float>(call.workspace, offset), size);
+    };
+    launch("join_query_partials", join_query_partials, Grid{ceil_div(chunk.end - chunk.begin, kThreads / 32)}, kThreads,
+           0, stream, slots_of(call, plan.work, chunk), columns, rest, folded, plan.tile.rows, plan.blocks,
+           Global<const float>(carved<float>(call.workspace, plan.partials), plan.blocks * 2 * plan.query_width),
+           floats(plan.constants_gradient, call.queries * columns),
+           folded ? floats(plan.fold.gradients, plan.fold.chunk * rest)
+                  : floats(plan.query_gradient, call.queries * rest));
+}
+
 void finish_backward(const LocalActivation& call, const BackwardPlan& plan, Stream stream) {
     const UnitSizes& sizes = plan.sizes;
     const int columns = sizes.padded[0], dim = sizes.dim;
     const auto floats = [&](int64_t offset) { return carved<float>(call.workspace, offset); };
     const int64_t first_query_size = int64_t(columns) * dim;
-    launch("join_query_partials", join_query_partials, Grid{ceil_div(call.queries, kThreads / 32)}, kThreads, 0, stream,
-           call.queries, columns, dim, plan.tile.rows, plan.blocks,
-           Global<const uint32_t>(carved<uint32_t>(call.workspace, plan.work.pair_first), call.queries + 1),
-           Global<const float>(floats(plan.partials), plan.blocks * 2 * plan.query_width),
-           Global<float>(floats(plan.constants_gradient), call.queries * columns),
-           Global<float>(floats(plan.query_gradient), call.queries * dim));
     with_math(call, [&](auto math) {
         using Math = decltype(math);
         using S = typename Math::Storage;
@@ -266,12 +274,13 @@ void finish_backward(const LocalActivation& call, const BackwardPlan& plan, Stre
     };
     sum(plan.gradients, plan.blocks, plan.gradient_size, plan.gradient_sums);
     sum(plan.columns, plan.blocks, plan.columns_size, plan.columns_sums);
+    if (sizes.folded) sum(plan.fold.parts, kFoldParts, 2 * plan.fold.cells, plan.fold.sums);
     sum(plan.first_query_gradients, plan.query_blocks, first_query_size, plan.first_query_sums);
 
     const FeatureColumns features = feature_columns(call);
     launch("write_first_gradient", write_first_gradient, Grid{ceil_div(sizes.width[0] * features.total, 256)}, 256, 0,
            stream, features, sizes.width[0], columns, dim,
-           Global<const float>(floats(plan.gradient_sums), 2 * first_query_size),
+           Global<const float>(floats(sizes.folded ? plan.fold.sums : plan.gradient_sums), 2 * first_query_size),
            Global<const float>(floats(plan.first_query_sums), first_query_size),
            Global<float>(call.layers[0].grad_weight, sizes.width[0] * features.total));
     const Writer write{stream};

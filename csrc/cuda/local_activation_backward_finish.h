@@ -8,6 +8,9 @@ namespace din_kernels::cuda {
 // Transposed weights; <g, o> + sum_t w_t gw_t per candidate (softmax); Dice's batch statistics as parameters.
 void prepare_backward(const LocalActivation& call, const BackwardPlan& plan, Stream stream);
 
+// Of a chunk's candidates that several blocks share, the sums of their partials; zeros of those without behaviours.
+void join_query_gradients(const LocalActivation& call, const BackwardPlan& plan, Chunk chunk, Stream stream);
+
 // Means of du and du u of a layer, from its sums.
 void finish_backward_statistics(const LocalActivation& call, const BackwardPlan& plan, int layer, Stream stream);
 

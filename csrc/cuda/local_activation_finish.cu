@@ -4,9 +4,8 @@
 
 #include "block_scan.cuh"
 #include "launch.cuh"
-#include "moments.cuh"
 #include "unit_math_of.h"
-#include "unit_rows.cuh"
+#include "unit_pooling.cuh"
 
 namespace din_kernels::cuda {
 namespace {
@@ -15,42 +14,38 @@ constexpr int kThreads = 128;
 
 // A warp per candidate.
 template <typename S>
-__global__ void join_partials(int64_t queries, int dim, int rows, int64_t blocks, bool softmax,
-                              Global<const uint32_t> first,  // [Q + 1]
+__global__ void join_partials(Slots slots, int dim, int rows, int64_t blocks, bool softmax,
                               Global<const float> partials,  // [blocks, 2, D + 2]
                               Global<S> pooled,              // [Q, D]
                               Global<float> logsumexp,       // [Q], softmax
                               Global<float> normalizers) {   // [Q, 2], softmax
     const int lane = int(threadIdx.x) % 32;
-    const int64_t i = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-    if (i >= queries) return;
-    const int64_t begin = first[i], end = first[i + 1];
-    if (begin == end) {
+    const int64_t i = slots.begin + int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+    if (i >= slots.end) return;
+    const BlocksOf in(slots, i, rows, blocks);
+    if (in.none()) {
         for (int d = lane; d < dim; d += 32) pooled.store(i * dim + d, narrow<S>(0.0f));
         if (softmax && lane == 0) logsumexp.store(i, 0.0f);
-        return;
     }
-    const Range range(first[queries], rows, 0, unsigned(blocks));
-    const int64_t from = begin / range.per_block, to = (end - 1) / range.per_block;
-    if (from == to) return;
-    const auto partial = [&](int64_t block) { return (2 * block + (block == from ? 1 : 0)) * (dim + 2); };
+    if (in.none() || in.one()) return;
+    const auto partial = [&](int64_t block) { return in.partial(block) * (dim + 2); };
     float top = -INFINITY, sum = 0.0f;
     if (softmax) {
-        for (int64_t block = from; block <= to; ++block) top = fmaxf(top, partials[partial(block)]);
-        for (int64_t block = from; block <= to; ++block)
-            sum += partials[partial(block) + 1] * expf(partials[partial(block)] - top);
+        for (int64_t block = in.from; block <= in.to; ++block) top = fmaxf(top, partials[partial(block)]);
+        for (int64_t block = in.from; block <= in.to; ++block)
+            sum += partials[partial(block) + 1] * exp_below(partials[partial(block)], top);
         if (lane == 0) {
             logsumexp.store(i, top + logf(sum));
-            normalizers.store(2 * i, top), normalizers.store(2 * i + 1, sum);
+            normalizers.store(2 * i, top), normalizers.store(2 * i + 1, share_of(sum));
         }
     }
     for (int d = lane; d < dim; d += 32) {
         float total = 0.0f;
-        for (int64_t block = from; block <= to; ++block) {
-            const float keep = softmax ? expf(partials[partial(block)] - top) : 1.0f;
+        for (int64_t block = in.from; block <= in.to; ++block) {
+            const float keep = softmax ? exp_below(partials[partial(block)], top) : 1.0f;
             total += keep * partials[partial(block) + 2 + d];
         }
-        pooled.store(i * dim + d, narrow<S>(softmax ? total / sum : total));
+        pooled.store(i * dim + d, narrow<S>(softmax ? total * share_of(sum) : total));
     }
 }
 
@@ -62,10 +57,10 @@ __global__ void normalize_weights(int64_t queries, Global<const uint32_t> first,
     if (i >= queries) return;
     const int64_t pairs = int64_t(first[i + 1]) - first[i];
     if (pairs == 0) return;
-    const float top = normalizers[2 * i], share = 1.0f / normalizers[2 * i + 1];
+    const float top = normalizers[2 * i], share = normalizers[2 * i + 1];
     for (int64_t t = lane; t < pairs; t += 32) {
         const int64_t at = pair_begin[i] + t;
-        pair_weights.store(at, expf(pair_weights[at] - top) * share);
+        pair_weights.store(at, exp_below(pair_weights[at], top) * share);
     }
 }
 
@@ -87,24 +82,25 @@ __global__ void join_statistics(Global<const float> blocks_statistics, int64_t b
 
 }  // namespace
 
-void finish_forward(const LocalActivation& call, const ForwardPlan& plan, Stream stream) {
-    const Grid candidates{ceil_div(call.queries, kThreads / 32)};
-    const bool softmax = call.normalize == Normalize::kSoftmax;
-    const Global<const uint32_t> first(carved<uint32_t>(call.workspace, plan.work.pair_first), call.queries + 1);
-    const Global<float> normalizers(carved<float>(call.workspace, plan.normalizers), 2 * call.queries);
+void join_pooled(const LocalActivation& call, const ForwardPlan& plan, Chunk chunk, Stream stream) {
     with_math(call, [&](auto math) {
         using S = typename decltype(math)::Storage;
-        launch("join_partials", join_partials<S>, candidates, kThreads, 0, stream, call.queries, int(call.dim),
-               plan.tile.rows, plan.blocks, softmax, first,
+        launch("join_partials", join_partials<S>, Grid{ceil_div(chunk.end - chunk.begin, kThreads / 32)}, kThreads, 0,
+               stream, slots_of(call, plan.work, chunk), int(call.dim), plan.tile.rows, plan.blocks,
+               call.normalize == Normalize::kSoftmax,
                Global<const float>(carved<float>(call.workspace, plan.partials), plan.blocks * 2 * (call.dim + 2)),
                Global<S>(static_cast<S*>(call.pooled), call.queries * call.dim),
-               Global<float>(call.logsumexp, call.queries), normalizers);
+               Global<float>(call.logsumexp, call.queries),
+               Global<float>(carved<float>(call.workspace, plan.normalizers), 2 * call.queries));
     });
-    if (softmax && call.pair_begin)
-        launch("normalize_weights", normalize_weights, candidates, kThreads, 0, stream, call.queries, first,
-               Global<const float>(carved<float>(call.workspace, plan.normalizers), 2 * call.queries),
-               Global<const int64_t>(call.pair_begin, call.queries),
-               Global<float>(call.pair_weights, call.total_pairs));
+}
+
+void normalize_pair_weights(const LocalActivation& call, const ForwardPlan& plan, Stream stream) {
+    launch("normalize_weights", normalize_weights, Grid{ceil_div(call.queries, kThreads / 32)}, kThreads, 0, stream,
+           call.queries,
+           Global<const uint32_t>(carved<uint32_t>(call.workspace, plan.work.pair_first), call.queries + 1),
+           Global<const float>(carved<float>(call.workspace, plan.normalizers), 2 * call.queries),
+           Global<const int64_t>(call.pair_begin, call.queries), Global<float>(call.pair_weights, call.total_pairs));
 }
 
 void finish_statistics(const LocalActivation& call, const ForwardPlan& plan, int layer, Stream stream) {

@@ -12,11 +12,14 @@ struct BackwardPlan {
     UnitSizes sizes;
     TileShared tile;
     UnitWorkspace work;
-    int dim8;         // D rounded up to 8
-    int widest;       // of the padded widths
-    int dz_stride;    // elements between rows of the dz tiles
-    int query_width;  // padded H1 + D: gradients of c_i and, by q * k, of q_i
+    FoldPlan fold;
+    int dim8;       // D rounded up to 8
+    int widest;     // of the padded widths
+    int dz_stride;  // elements between rows of the dz tiles
+    // Per candidate the gradient of c_i, padded H1, and that of q_i by q * k, D, or folded that of A_i, padded H1 * D.
+    int query_width;
     // Gradients of [k, q * k] and of the layers, side by side: [padded H1, D] twice, [padded H, padded H before].
+    // Folded, the gradient of the block's present A_i stands for the first two.
     int64_t gradient_layer[kMaxHidden], gradient_size;
     int64_t columns_size;  // kColumnSums * padded_sum + 1: the last is the output's bias
     // byte offsets in shared memory
@@ -30,7 +33,7 @@ struct BackwardPlan {
     int64_t statistics;             // [2, padded_sum]: means of du and du u
     int64_t partials;               // [blocks, 2, query_width]
     int64_t constants_gradient;     // [Q, padded H1]
-    int64_t query_gradient;         // [Q, D]: by q * k alone
+    int64_t query_gradient;         // [Q, D]: by q * k, or A_i, alone
     int64_t gradients, columns;     // of the blocks
     int64_t first_query_gradients;  // [query_blocks, padded H1, D]: of Wq
     int64_t gradient_sums, columns_sums, first_query_sums;
@@ -40,8 +43,9 @@ struct BackwardPlan {
 inline BackwardPlan share_backward(const UnitSizes& s, int warps, int stages, bool gradient_in_shared) {
     BackwardPlan p{};
     p.sizes = s, p.tile = share_tile(s, warps, stages), p.bytes = p.tile.bytes;
-    p.dim8 = int(round_up(s.dim, 8)), p.query_width = s.padded[0] + s.dim;
-    p.gradient_size = 2 * int64_t(s.padded[0]) * s.dim;
+    const int64_t cells = int64_t(s.padded[0]) * s.dim;
+    p.dim8 = int(round_up(s.dim, 8)), p.query_width = int(s.padded[0] + (s.folded ? cells : s.dim));
+    p.gradient_size = s.folded ? cells : 2 * cells;
     int64_t deepest = 0;
     for (int l = 0; l < s.layers; ++l) {
         p.widest = std::max(p.widest, s.padded[l]);
@@ -61,9 +65,9 @@ inline BackwardPlan share_backward(const UnitSizes& s, int warps, int stages, bo
     for (int l = 0; l < s.layers; ++l) p.z[l] = add(rows * (s.padded[l] + 1));
     for (int64_t& dz : p.dz) dz = add(rows * p.dz_stride, s.element_bytes);
     p.weight = add(rows), p.ds = add(rows);
-    p.contribution = add(rows * (s.dim + 1));
+    if (!s.folded) p.contribution = add(rows * (s.dim + 1));
     p.scratch = add(int64_t(kColumnSums) * p.tile.warps * p.widest);
-    p.column_sums = add(p.columns_size), p.query_sums = add(p.query_width);
+    p.column_sums = add(p.columns_size), p.query_sums = add(s.folded ? s.padded[0] : p.query_width);
     p.gradient_in_shared = gradient_in_shared;
     if (gradient_in_shared) p.gradient = add(p.gradient_size);
     return p;
@@ -82,9 +86,12 @@ inline BackwardPlan plan_backward(const LocalActivation& call, const DeviceLimit
     plan.query_blocks = std::clamp<int64_t>(ceil_div(call.queries, kRowsPerWarp), 1, 2 * device.multiprocessors);
     Carve carve;
     plan.work = unit_workspace(call, sizes, carve);
+    plan.fold = plan_fold(call, sizes, true, carve);
     const auto matrix = [&](int64_t in, int64_t out) { return carve.add(packed_sizes(sizes, in, out).words, 4); };
-    plan.keys_transposed = matrix(sizes.padded[0], call.dim);
-    plan.products_transposed = matrix(sizes.padded[0], call.dim);
+    if (!sizes.folded) {
+        plan.keys_transposed = matrix(sizes.padded[0], call.dim);
+        plan.products_transposed = matrix(sizes.padded[0], call.dim);
+    }
     plan.query_transposed = matrix(sizes.padded[0], call.dim);
     for (int l = 1; l < sizes.layers; ++l) plan.layer_transposed[l] = matrix(sizes.padded[l], sizes.width[l - 1]);
     plan.dots = carve.add(call.queries, 4);

@@ -7,53 +7,110 @@
 
 namespace din_kernels::cuda {
 
-template <typename S>
+template <typename S, bool kFolded>
 struct BackwardCall {
     UnitWeights weights;
-    TileLoader<S> loader;
+    TileLoader<S, kFolded> loader;
     Global<const S> query;  // [Q, D]
     bool query_vector;
     bool softmax;
     float scale;
     bool dice;
     int statistics_layer;  // only the sums of du and du u of this layer are wanted; -1: everything
+    bool resume;           // the block's sums go on from those of the chunk before
     BackwardPlan plan;
-    Global<const uint32_t> keys_transposed, products_transposed;  // packed [H1, D]
+    Global<const uint32_t> keys_transposed, products_transposed;  // packed [H1, D]; null where folded
+    Global<const uint32_t> matrices_transposed;                   // packed A_i^T [chunk, H1, D]; null where not
     Global<const uint32_t> transposed[kMaxHidden];                // packed [H, H before]
     Global<const float> statistics;                               // [2, padded_sum] or null: means of du, du u
     Global<const S> grad_pooled;                                  // [Q, D]
     Global<const float> grad_pair_weights;                        // [total_pairs] or null
+    Global<const uint32_t> pair_first;                            // [Q + 1]: pairs before each candidate
     Global<const int64_t> pair_begin;                             // [Q] or null
     Global<const float> logsumexp, dots;                          // [Q], softmax
     Global<S> grad_rows;                                          // [M, D] or null
     Global<float> grad_rows_sum;                                  // [M, D] or null: where candidates share rows
     Global<float> grad_pairs;                                     // [pairs, D] or null
     Global<float> partials;                                       // [blocks, 2, query_width]
-    Global<float> constants_gradient, query_gradient;             // [Q, padded H1], [Q, D]
+    Global<float> constants_gradient;                             // [Q, padded H1]
+    Global<float> query_gradient;                                 // [Q, D], or folded dA_i [chunk, padded H1, D]
     Global<float> gradients, columns;                             // [blocks, ...]
 };
 
-// Sums over a candidate's rows of dz1 and of k (dz1 Wp), like Pooling of the forward: every thread owns columns.
-template <typename S>
+// The block's sum of the weights' gradients [gradient_size], in shared memory or in the workspace.
+template <typename S, bool kFolded>
+struct GradientSum {
+    const BackwardCall<S, kFolded>& call;
+
+    __device__ float operator[](int64_t at) const {
+        return call.plan.gradient_in_shared ? shared()[int(at)] : call.gradients[first() + at];
+    }
+    __device__ void store(int64_t at, float value) const {
+        if (call.plan.gradient_in_shared)
+            shared().store(int(at), value);
+        else
+            call.gradients.store(first() + at, value);
+    }
+    __device__ void to_workspace() const {
+        if (call.plan.gradient_in_shared)
+            for (int64_t e = threadIdx.x; e < call.plan.gradient_size; e += blockDim.x)
+                call.gradients.store(first() + e, shared()[int(e)]);
+    }
+    // Zeros, or what the chunk before left in the workspace.
+    __device__ void start() const {
+        for (int64_t e = threadIdx.x; e < call.plan.gradient_size; e += blockDim.x)
+            store(e, call.resume ? call.gradients[first() + e] : 0.0f);
+    }
+
+ private:
+    __device__ int64_t first() const { return int64_t(blockIdx.x) * call.plan.gradient_size; }
+    __device__ Shared<float> shared() const {
+        return Shared<float>(uint32_t(call.plan.gradient), int(call.plan.gradient_size));
+    }
+};
+
+// Sums over a candidate's rows of dz1 and, by q * k, of k (dz1 Wp), like Pooling of the forward: every thread owns
+// columns. Folded, the second is the gradient of A_i in the front of GradientSum.
+template <typename S, bool kFolded>
 struct QuerySums {
-    const BackwardCall<S>& call;
+    const BackwardCall<S, kFolded>& call;
     const Range& range;
     int64_t candidate = -1;
 
     __device__ void finish(const Shared<float>& sums) const {
         if (candidate < 0) return;
-        const int columns = call.weights.sizes.padded[0], dim = call.weights.sizes.dim;
-        const bool began = int64_t(call.loader.pairs.first[candidate]) >= range.begin;
-        const bool ended = int64_t(call.loader.pairs.first[candidate + 1]) <= range.end;
+        const int columns = call.weights.sizes.padded[0], rest = call.plan.query_width - columns;
+        const Slots& slots = call.loader.pairs.slots;
+        const bool began = slots.before(candidate) >= range.begin, ended = slots.before(candidate + 1) <= range.end;
         const int64_t partial = (2 * int64_t(blockIdx.x) + (began ? 1 : 0)) * call.plan.query_width;
+        const int64_t second = (kFolded ? candidate - slots.begin : candidate) * rest;
+        const GradientSum<S, kFolded> gradient{call};
         for (int at = int(threadIdx.x); at < call.plan.query_width; at += int(blockDim.x)) {
+            const float sum = kFolded && at >= columns ? gradient[at - columns] : sums[at];
             if (!began || !ended)
-                call.partials.store(partial + at, sums[at]);
+                call.partials.store(partial + at, sum);
             else if (at < columns)
-                call.constants_gradient.store(candidate * columns + at, sums[at]);
+                call.constants_gradient.store(candidate * columns + at, sum);
             else
-                call.query_gradient.store(candidate * dim + at - columns, sums[at]);
+                call.query_gradient.store(second + at - columns, sum);
         }
+    }
+
+    // Folded, before the gradient of a tile is added: the tile's candidate becomes the present one.
+    __device__ void open(int64_t mine, const Shared<float>& sums) {
+        if (mine == candidate) return;
+        finish(sums);
+        __syncthreads();
+        candidate = mine;
+        const int columns = call.weights.sizes.padded[0];
+        const GradientSum<S, kFolded> gradient{call};
+        for (int at = int(threadIdx.x); at < call.plan.query_width; at += int(blockDim.x)) {
+            if (at < columns)
+                sums.store(at, 0.0f);
+            else
+                gradient.store(at - columns, 0.0f);
+        }
+        __syncthreads();
     }
 
     __device__ void add(const Shared<int>& candidates, const Shared<float>& dz, const Shared<float>& contribution,
@@ -66,7 +123,7 @@ struct QuerySums {
             const bool fresh = mine != candidate;
             if (fresh) finish(sums);
             candidate = mine;
-            for (int at = int(threadIdx.x); at < call.plan.query_width; at += int(blockDim.x)) {
+            for (int at = int(threadIdx.x); at < (kFolded ? columns : columns + dim); at += int(blockDim.x)) {
                 float total = fresh ? 0.0f : sums[at];
                 for (int row = first; row < last; ++row)
                     total += at < columns ? dz[row * (columns + 1) + at] : contribution[row * (dim + 1) + at - columns];
@@ -94,19 +151,22 @@ struct BackwardShared {
     __device__ Shared<float> weight() const { return floats(plan.weight, plan.tile.rows); }
     __device__ Shared<float> ds() const { return floats(plan.ds, plan.tile.rows); }
     __device__ Shared<float> contribution() const {
-        return floats(plan.contribution, plan.tile.rows * (plan.sizes.dim + 1));
+        return floats(plan.contribution, plan.sizes.folded ? 0 : plan.tile.rows * (plan.sizes.dim + 1));
     }
     __device__ Shared<float> scratch() const {
         return floats(plan.scratch, kColumnSums * plan.tile.warps * plan.widest);
     }
     __device__ Shared<float> column_sums() const { return floats(plan.column_sums, plan.columns_size); }
-    __device__ Shared<float> query_sums() const { return floats(plan.query_sums, plan.query_width); }
+    __device__ Shared<float> query_sums() const {
+        return floats(plan.query_sums, plan.sizes.folded ? plan.sizes.padded[0] : plan.query_width);
+    }
 };
 
-// w and ds of the warp's rows.
-template <typename S>
-__device__ void weigh_rows(const BackwardCall<S>& call, const BackwardShared& shared, const Shared<S>& keys,
-                           const Shared<int>& candidates, const Shared<float>& score, int64_t pair) {
+// w and ds of the warp's rows; 0 for rows that only count in Dice's statistics.
+template <typename S, bool kFolded>
+__device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardShared& shared, const Shared<S>& keys,
+                           const Shared<int>& candidates, const Shared<int64_t>& source_rows,
+                           const Shared<float>& score, int64_t slot) {
     const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * kRowsPerWarp;
     const int dim = call.weights.sizes.dim, stride = call.weights.sizes.stride[0];
     for (int row = first; row < first + kRowsPerWarp; ++row) {
@@ -118,9 +178,9 @@ __device__ void weigh_rows(const BackwardCall<S>& call, const BackwardShared& sh
         dw = warp_sum(dw);
         if (lane != 0) continue;
         float w = 0.0f, ds = 0.0f;
-        if (i >= 0) {
+        if (i >= 0 && call.loader.pairs.counts(source_rows[row])) {
             if (call.grad_pair_weights) {
-                const int64_t position = pair + row - int64_t(call.loader.pairs.first[i]);
+                const int64_t position = slot + row - call.loader.pairs.slots.before(i);
                 dw += call.grad_pair_weights[call.pair_begin[i] + position];
             }
             w = call.softmax ? expf(score[row] - call.logsumexp[i]) : score[row];
@@ -133,8 +193,8 @@ __device__ void weigh_rows(const BackwardCall<S>& call, const BackwardShared& sh
 
 // dz of a layer for the warp's rows: in place of z, and narrowed for the products. Leaves the warp's column sums in
 // scratch [kColumnSums, warps, widest].
-template <typename Math>
-__device__ void layer_gradient(const BackwardCall<typename Math::Storage>& call, const BackwardShared& shared,
+template <typename Math, bool kFolded>
+__device__ void layer_gradient(const BackwardCall<typename Math::Storage, kFolded>& call, const BackwardShared& shared,
                                int layer, const Shared<int>& candidates) {
     using S = typename Math::Storage;
     constexpr bool kApproximate = sizeof(S) == 2;
@@ -210,12 +270,12 @@ __device__ void layer_gradient(const BackwardCall<typename Math::Storage>& call,
 
 // gradient [n_end, column_end] (from `first` on) += left^T right over the tile's rows; every warp takes some of the
 // 16 x 40 pieces, always the same ones.
-template <typename Math>
-__device__ void add_gradient(const BackwardCall<typename Math::Storage>& call,
+template <typename Math, bool kFolded>
+__device__ void add_gradient(const BackwardCall<typename Math::Storage, kFolded>& call,
                              RowProduct<typename Math::Storage> product, int64_t first) {
     const BackwardPlan& plan = call.plan;
+    const GradientSum<typename Math::Storage, kFolded> gradient{call};
     const int warp = int(threadIdx.x) / 32, columns = product.column_end;
-    const int64_t in_workspace = int64_t(blockIdx.x) * plan.gradient_size;
     int piece = 0;
     for (product.n = 0; product.n < product.n_end; product.n += 16)
         for (product.column = 0; product.column < columns; product.column += 8 * kTiles, ++piece) {
@@ -230,30 +290,32 @@ __device__ void add_gradient(const BackwardCall<typename Math::Storage>& call,
                     const int n = product.n + at.row - warp * kRowsPerWarp, column = product.column + at.column;
                     if (n >= product.n_end || column >= columns) continue;
                     const int64_t to = first + int64_t(n) * columns + column;
-                    if (plan.gradient_in_shared) {
-                        const Shared<float> gradient(uint32_t(plan.gradient), int(plan.gradient_size));
-                        gradient.store(int(to), gradient[int(to)] + sums[t][r]);
-                    } else {
-                        call.gradients.store(in_workspace + to, call.gradients[in_workspace + to] + sums[t][r]);
-                    }
+                    gradient.store(to, gradient[to] + sums[t][r]);
                 }
         }
 }
 
-// dk to grad_rows, and k (dz1 Wp) to contribution, of the warp's rows.
-template <typename Math>
-__device__ void row_gradient(const BackwardCall<typename Math::Storage>& call, const BackwardShared& shared,
+// dk to grad_rows and, flat, k (dz1 Wp) to contribution, of the warp's rows.
+template <typename Math, bool kFolded>
+__device__ void row_gradient(const BackwardCall<typename Math::Storage, kFolded>& call, const BackwardShared& shared,
                              const Shared<typename Math::Storage>& keys, const Shared<int>& candidates,
-                             const Shared<int64_t>& source_rows, int64_t pair) {
+                             const Shared<int64_t>& source_rows, int64_t slot) {
     using S = typename Math::Storage;
     const UnitSizes& sizes = call.weights.sizes;
     const int first = int(threadIdx.x) / 32 * kRowsPerWarp * call.plan.dz_stride, dim = sizes.dim;
     const int tiles = call.plan.dim8 / 8, steps = (sizes.padded[0] + Math::kDepth - 1) / Math::kDepth;
     const Shared<S> dz = shared.dz<S>(0);
+    const Slots& slots = call.loader.pairs.slots;
+    const int64_t words = call.plan.fold.transposed_words;
     for (int group = 0; group < tiles; group += kTiles) {
         Sums by_key = {}, by_product = {};
-        Math::multiply(by_key, dz, first, call.plan.dz_stride, steps, call.keys_transposed, group, tiles);
-        Math::multiply(by_product, dz, first, call.plan.dz_stride, steps, call.products_transposed, group, tiles);
+        if constexpr (kFolded)
+            Math::multiply(by_key, dz, first, call.plan.dz_stride, steps,
+                           call.matrices_transposed.part((candidates[0] - slots.begin) * words, words), group, tiles);
+        else
+            Math::multiply(by_key, dz, first, call.plan.dz_stride, steps, call.keys_transposed, group, tiles);
+        if constexpr (!kFolded)
+            Math::multiply(by_product, dz, first, call.plan.dz_stride, steps, call.products_transposed, group, tiles);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t)
 #pragma unroll
@@ -263,19 +325,22 @@ __device__ void row_gradient(const BackwardCall<typename Math::Storage>& call, c
                 const int64_t i = candidates[at.row];
                 float contribution = 0.0f;
                 if (i >= 0) {
-                    const float q = widen(call.query[i * dim + at.column]);
                     const float g = widen(call.grad_pooled[i * dim + at.column]);
-                    contribution = by_product[t][r] * widen(keys[at.row * sizes.stride[0] + at.column]);
-                    const float dk = shared.weight()[at.row] * g + by_key[t][r] + q * by_product[t][r];
+                    float dk = shared.weight()[at.row] * g + by_key[t][r];
+                    if constexpr (!kFolded) {
+                        dk += widen(call.query[i * dim + at.column]) * by_product[t][r];
+                        contribution = by_product[t][r] * widen(keys[at.row * sizes.stride[0] + at.column]);
+                    }
                     const int64_t to = source_rows[at.row] * dim + at.column;
                     if (call.grad_rows)
                         call.grad_rows.store(to, narrow<S>(dk));
                     else if (call.grad_pairs)
-                        call.grad_pairs.store((pair + at.row) * dim + at.column, dk);
+                        call.grad_pairs.store((call.pair_first[i] + slot + at.row - slots.before(i)) * dim + at.column,
+                                              dk);
                     else if (call.grad_rows_sum)
                         call.grad_rows_sum.atomic_add(to, dk);
                 }
-                shared.contribution().store(at.row * (dim + 1) + at.column, contribution);
+                if constexpr (!kFolded) shared.contribution().store(at.row * (dim + 1) + at.column, contribution);
             }
     }
 }

@@ -27,7 +27,8 @@ struct RowProduct {
     }
 };
 
-// word(): the words of a packed matrix from value(k, column).
+// word(): the words of a packed matrix from value(k, column). position(): where an element stands in it, counted in
+// elements of Storage; rounded(): as which value.
 template <typename S>
 struct Mma {
     using Storage = S;
@@ -43,6 +44,11 @@ struct Mma {
         const S low = narrow<S>(value(k, column)), high = narrow<S>(value(k + 1, column));
         return uint32_t(low.bits) | uint32_t(high.bits) << 16;
     }
+    __device__ static int64_t position(int64_t k, int64_t column, int64_t steps) {
+        const int64_t lane = column % 8 * 4 + k % 8 / 2;
+        return (((column / 8) * steps + k / 16) * 64 + 2 * lane + k % 16 / 8) * 2 + k % 2;
+    }
+    __device__ static S rounded(float value) { return narrow<S>(value); }
 
     // sums[t] += rows [16, 16 steps] of `rows` (from element `first`, `stride` apart) times tile first_tile + t.
     template <typename Packed>
@@ -105,6 +111,10 @@ struct Tf32 {
         const int64_t step = at / 64 % steps, tile = at / 64 / steps;
         return ptx::tf32_from_float(value(step * 8 + lane % 4 + 4 * r, tile * 8 + lane / 4));
     }
+    __device__ static int64_t position(int64_t k, int64_t column, int64_t steps) {
+        return ((column / 8) * steps + k / 8) * 64 + 2 * (column % 8 * 4 + k % 4) + k % 8 / 4;
+    }
+    __device__ static float rounded(float value) { return ptx::float_from_bits(ptx::tf32_from_float(value)); }
 
     template <typename Packed>
     __device__ static void multiply(Sums& sums, const Shared<float>& rows, int first, int stride, int steps,
@@ -155,6 +165,10 @@ struct Fma {
         const int64_t k = at / 8 % (4 * steps), tile = at / 32 / steps;
         return ptx::bits_from_float(value(k, tile * 8 + at % 8));
     }
+    __device__ static int64_t position(int64_t k, int64_t column, int64_t steps) {
+        return column / 8 * steps * 32 + k * 8 + column % 8;
+    }
+    __device__ static float rounded(float value) { return value; }
 
     template <typename Packed>
     __device__ static void multiply(Sums& sums, const Shared<float>& rows, int first, int stride, int steps,

@@ -13,6 +13,15 @@ namespace din_kernels::cuda {
 
 constexpr int64_t round_up(int64_t value, int64_t to) { return ceil_div(value, to) * to; }
 
+// A folded call makes A_i of the first layer once per candidate, z1 = A_i k + c_i, and its tiles belong to one
+// candidate each. Half a tile of 64 rows is then empty on average, an eighth of a history of 256; and A_i costs as much
+// memory as D * H1 / D = 80 of its rows, written and read once. Such histories get it, and outer features, which have
+// no other form.
+constexpr int64_t kFoldFrom = 256;
+inline bool folds(const LocalActivation& call) {
+    return call.features == Features::kOuter || (call.users > 0 && call.capacity >= kFoldFrom * call.users);
+}
+
 // What a call's shapes come to, whatever the tile. A unit without hidden layer is one layer of width 1, its activation
 // the identity, its output weight 1.
 struct UnitSizes {
@@ -23,6 +32,7 @@ struct UnitSizes {
     int stride[kMaxHidden];                     // elements between rows of the layer's input tile
     int padded_sum, padded_first[kMaxHidden];   // of the padded widths, laid side by side
     int dim, dim_padded;
+    bool folded;
 };
 
 // Rows 16 bytes apart modulo 32: the 8 rows of an ldmatrix matrix then lie in different banks.
@@ -34,7 +44,7 @@ inline UnitSizes unit_sizes(const LocalActivation& call) {
     UnitSizes s{};
     s.element_bytes = call.dtype == DType::kFloat ? 4 : 2;
     s.depth = call.dtype != DType::kFloat ? 16 : call.precision == Precision::kTensorCores ? 8 : 4;
-    s.layers = std::max(call.hidden, 1);
+    s.layers = std::max(call.hidden, 1), s.folded = folds(call);
     s.dim = int(call.dim), s.dim_padded = int(round_up(call.dim, s.depth));
     for (int l = 0; l < s.layers; ++l) {
         s.width[l] = call.hidden == 0 ? 1 : int(call.layers[l].width);
@@ -68,7 +78,7 @@ inline TileShared share_tile(const UnitSizes& s, int warps, int stages) {
     };
     t.key_bytes = round_up(int64_t(t.rows) * s.stride[0] * s.element_bytes, 16);
     t.keys = add(stages * t.key_bytes);
-    t.products = add(t.key_bytes);
+    if (!s.folded) t.products = add(t.key_bytes);
     for (int l = 1; l < s.layers; ++l) t.hidden[l] = add(int64_t(t.rows) * s.stride[l] * s.element_bytes);
     t.candidate = add(int64_t(stages) * t.rows * 4);
     t.row = add(int64_t(stages) * t.rows * 8);
@@ -109,6 +119,7 @@ inline PackedSizes packed_sizes(const UnitSizes& s, int64_t in, int64_t out) {
 // Byte offsets in the workspace of what forward and backward have in common.
 struct UnitWorkspace {
     int64_t lengths, pair_first, tile_sums;  // [Q + 1]: pairs of each candidate, and those before it
+    int64_t slot_first;                      // [Q + 1]: the same with whole tiles, where the call is folded
     int64_t query;                           // [Q, D], only where the query comes from several tables
     int64_t constants;                       // [Q, padded H1] of fp32: c_i
     int64_t params;                          // 4 arrays [padded_sum] of fp32: bias, slope or alpha, mean, rstd
@@ -121,22 +132,68 @@ inline UnitWorkspace unit_workspace(const LocalActivation& call, const UnitSizes
     w.lengths = carve.add(call.queries + 1, 4);
     w.pair_first = carve.add(call.queries + 1, 4);
     w.tile_sums = carve.add(ceil_div(call.queries + 1, kWordsPerTile), 4);
+    w.slot_first = s.folded ? carve.add(call.queries + 1, 4) : w.pair_first;
     w.query = carve.add(call.query.ids[0].data ? call.queries * call.dim : 0, s.element_bytes);
     w.constants = carve.add(call.queries * s.padded[0], 4);
     w.params = carve.add(4 * s.padded_sum, 4);
     w.output = carve.add(s.padded[s.layers - 1] + 1, 4);
     const auto matrix = [&](int64_t in, int64_t out) { return carve.add(packed_sizes(s, in, out).words, 4); };
-    w.keys_matrix = matrix(s.dim, s.width[0]);
-    w.products_matrix = matrix(s.dim, s.width[0]);
+    if (!s.folded) {
+        w.keys_matrix = matrix(s.dim, s.width[0]);
+        w.products_matrix = matrix(s.dim, s.width[0]);
+    }
     w.query_matrix = matrix(s.dim, s.width[0]);
     for (int l = 1; l < s.layers; ++l) w.layer_matrix[l] = matrix(s.padded[l - 1], s.width[l]);
     return w;
+}
+
+// Candidates begin .. end, which one launch over the tiles serves.
+struct Chunk {
+    int64_t begin, end;
+};
+
+// What a folded call has per candidate, for `chunk` of them at a time: memory does not grow with Q * D * H1.
+constexpr int64_t kFoldParts = 16;
+
+struct FoldPlan {
+    int64_t chunk;                    // all candidates where the call is not folded
+    int64_t words, transposed_words;  // of A_i [D, H1] and, for backward, A_i^T [H1, D], packed
+    int64_t cells;                    // of dA_i [padded H1, D]
+    int64_t outer_words;              // of Wo[h] [D, D], packed; outer features alone
+    // byte offsets in the workspace
+    int64_t matrices, transposed, gradients;  // [chunk, ...]
+    int64_t outer, outer_transposed;          // [H1, outer_words]: B[j, d] = Wo[h, j, d], and its transpose
+    int64_t parts, sums;                      // [kFoldParts, 2, cells] and [2, cells]: of dA_i and diag(q_i) dA_i
+};
+
+inline FoldPlan plan_fold(const LocalActivation& call, const UnitSizes& s, bool backward, Carve& carve) {
+    FoldPlan p{};
+    p.chunk = std::max<int64_t>(call.queries, 1);
+    if (!s.folded) return p;
+    p.words = packed_sizes(s, s.dim, s.width[0]).words;
+    p.cells = int64_t(s.padded[0]) * s.dim;
+    if (backward) p.transposed_words = packed_sizes(s, s.padded[0], s.dim).words;
+    const int64_t bytes = 4 * (p.words + p.transposed_words + (backward ? p.cells : 0));
+    p.chunk = std::clamp<int64_t>(call.chunk_bytes / bytes, 1, p.chunk);
+    p.matrices = carve.add(p.chunk * p.words, 4);
+    if (call.features == Features::kOuter) {
+        p.outer_words = packed_sizes(s, s.dim, s.dim).words;
+        p.outer = carve.add(s.width[0] * p.outer_words, 4);
+        if (backward) p.outer_transposed = carve.add(s.width[0] * p.outer_words, 4);
+    }
+    if (!backward) return p;
+    p.transposed = carve.add(p.chunk * p.transposed_words, 4);
+    p.gradients = carve.add(p.chunk * p.cells, 4);
+    p.parts = carve.add(kFoldParts * 2 * p.cells, 4);
+    p.sums = carve.add(2 * p.cells, 4);
+    return p;
 }
 
 struct ForwardPlan {
     UnitSizes sizes;
     TileShared tile;
     UnitWorkspace work;
+    FoldPlan fold;
     int64_t weight, top, pooled, z, mean, square;  // byte offsets in shared memory
     int64_t bytes;                                 // of shared memory
     int64_t blocks;
@@ -166,6 +223,7 @@ inline ForwardPlan plan_forward(const LocalActivation& call, const DeviceLimits&
     plan.blocks = persistent_blocks(device, plan.bytes);
     Carve carve;
     plan.work = unit_workspace(call, sizes, carve);
+    plan.fold = plan_fold(call, sizes, false, carve);
     plan.normalizers = carve.add(call.normalize == Normalize::kSoftmax ? 2 * call.queries : 0, 4);
     // Of candidates that a block shares with another: running maximum, sum, and pooled row. Two per block.
     plan.partials = carve.add(plan.blocks * 2 * (call.dim + 2), 4);

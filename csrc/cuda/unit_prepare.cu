@@ -22,16 +22,17 @@ template <typename Math>
 __global__ void pack(PackJobs jobs) {
     const int job = int(blockIdx.y);
     const PackedSource& source = jobs.source[job];
-    const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at >= jobs.words[job]) return;
-    jobs.packed[job].store(
-        at, Math::word(at, jobs.steps[job], [&](int64_t k, int64_t n) {
-            if (k >= source.in || n >= source.out) return 0.0f;
-            const int64_t row = source.transposed ? k : n, column = source.transposed ? n : k;
-            const float first = typed_at(source.weight, row * source.leading + source.first + column);
-            if (source.sign == 0.0f) return first;
-            return first + source.sign * typed_at(source.weight, row * source.leading + source.second + column);
-        }));
+    const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, words = jobs.words[job];
+    if (at >= words * source.count) return;
+    const int64_t begin = source.first + at / words * source.apart;
+    jobs.packed[job].store(at, Math::word(at % words, jobs.steps[job], [&](int64_t k, int64_t n) {
+                               if (k >= source.in || n >= source.out) return 0.0f;
+                               const int64_t row = source.transposed ? k : n, column = source.transposed ? n : k;
+                               const float first = typed_at(source.weight, row * source.leading + begin + column);
+                               if (source.sign == 0.0f) return first;
+                               return first + source.sign * typed_at(source.weight,
+                                                                     row * source.leading + source.second + column);
+                           }));
 }
 
 struct ParamSource {
@@ -75,13 +76,14 @@ __global__ void write_params(ParamSource source, UnitSizes sizes, Global<float> 
         params.store(which * sizes.padded_sum + sizes.padded_first[layer] + channel, values[which]);
 }
 
-__global__ void write_lengths(int64_t queries, Global<const int64_t> length, Global<const int64_t> query_to_user,
-                              Global<uint32_t> lengths) {
+// Pairs of each candidate, rounded up to a multiple of `rows`.
+__global__ void write_lengths(int64_t queries, int rows, Global<const int64_t> length,
+                              Global<const int64_t> query_to_user, Global<uint32_t> lengths) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i > queries) return;
     uint32_t pairs = 0;
     if (i < queries) pairs = uint32_t(length[query_to_user ? query_to_user[i] : i]);
-    lengths.store(i, pairs);
+    lengths.store(i, (pairs + unsigned(rows) - 1) / unsigned(rows) * unsigned(rows));
 }
 
 template <typename S>
@@ -137,15 +139,17 @@ void pack_matrices(const LocalActivation& call, const UnitSizes& sizes, const st
     for (size_t j = 0; j < jobs.size(); ++j) {
         const PackedSizes p = packed_sizes(sizes, jobs[j].source.padded_in, jobs[j].source.out);
         packed.source[j] = jobs[j].source, packed.steps[j] = p.steps, packed.words[j] = p.words;
-        packed.packed[j] = Global<uint32_t>(jobs[j].packed, p.words);
-        most = std::max(most, p.words);
+        const int64_t words = p.words * jobs[j].source.count;
+        packed.packed[j] = Global<uint32_t>(jobs[j].packed, words);
+        most = std::max(most, words);
     }
     with_math(call, [&](auto math) {
         launch("pack", pack<decltype(math)>, Grid{ceil_div(most, 256), int64_t(jobs.size())}, 256, 0, stream, packed);
     });
 }
 
-void prepare_unit(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspace& work, Stream stream) {
+void prepare_unit(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspace& work, int rows,
+                  Stream stream) {
     const FeatureColumns columns = feature_columns(call);
     const auto words = [&](int64_t offset) { return carved<uint32_t>(call.workspace, offset); };
     const float sign = columns.has_difference ? 1.0f : 0.0f;
@@ -154,9 +158,11 @@ void prepare_unit(const LocalActivation& call, const UnitSizes& sizes, const Uni
                         columns.difference, sign_of_difference, false},
                        words(offset)};
     };
-    std::vector<PackJob> jobs = {of_first(columns.keys, -sign, work.keys_matrix),
-                                 of_first(columns.products, 0.0f, work.products_matrix),
-                                 of_first(columns.query, sign, work.query_matrix)};
+    std::vector<PackJob> jobs = {of_first(columns.query, sign, work.query_matrix)};
+    if (!sizes.folded) {
+        jobs.push_back(of_first(columns.keys, -sign, work.keys_matrix));
+        jobs.push_back(of_first(columns.products, 0.0f, work.products_matrix));
+    }
     ParamSource source{};
     source.dice = call.activation == Activation::kDice && call.hidden > 0, source.from_batch = call.dice_training;
     source.hidden = call.hidden > 0;
@@ -177,10 +183,15 @@ void prepare_unit(const LocalActivation& call, const UnitSizes& sizes, const Uni
     launch("write_params", write_params, Grid{ceil_div(widest + 1, 128), sizes.layers + 1}, 128, 0, stream, source,
            sizes, Global<float>(params, 4 * sizes.padded_sum),
            Global<float>(carved<float>(call.workspace, work.output), sizes.padded[sizes.layers - 1] + 1));
-    launch("write_lengths", write_lengths, Grid{ceil_div(call.queries + 1, 256)}, 256, 0, stream, call.queries,
-           Global<const int64_t>(call.length, call.users), Global<const int64_t>(call.query_to_user, call.queries),
-           Global<uint32_t>(words(work.lengths), call.queries + 1));
-    exclusive_scan(words(work.lengths), call.queries + 1, words(work.tile_sums), words(work.pair_first), stream);
+    const auto count = [&](int multiple, int64_t before) {
+        launch("write_lengths", write_lengths, Grid{ceil_div(call.queries + 1, 256)}, 256, 0, stream, call.queries,
+               multiple, Global<const int64_t>(call.length, call.users),
+               Global<const int64_t>(call.query_to_user, call.queries),
+               Global<uint32_t>(words(work.lengths), call.queries + 1));
+        exclusive_scan(words(work.lengths), call.queries + 1, words(work.tile_sums), words(before), stream);
+    };
+    count(1, work.pair_first);
+    if (sizes.folded) count(rows, work.slot_first);
     with_math(call, [&](auto math) {
         using Math = decltype(math);
         using S = typename Math::Storage;

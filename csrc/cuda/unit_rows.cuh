@@ -22,26 +22,43 @@ struct TableRows {
     }
 };
 
+// The slots of a launch, one candidate's behind the other's. A candidate has one per pair or, folded, whole tiles.
+struct Slots {
+    int64_t begin, end;            // candidates of the launch
+    Global<const uint32_t> first;  // [Q + 1]: slots before each candidate, modulo 2^32; a launch has fewer
+
+    __device__ int64_t before(int64_t candidate) const { return uint32_t(first[candidate] - first[begin]); }
+    __device__ uint32_t total() const { return uint32_t(before(end)); }
+};
+
+inline Slots slots_of(const LocalActivation& call, const UnitWorkspace& work, Chunk chunk) {
+    return {chunk.begin, chunk.end,
+            Global<const uint32_t>(carved<uint32_t>(call.workspace, work.slot_first), call.queries + 1)};
+}
+
 // Candidates, histories and pairs of a call.
 struct Pairs {
-    int64_t queries;
-    Global<const uint32_t> first;         // [Q + 1]: pairs before each candidate
+    Slots slots;
     Global<const int64_t> begin;          // [U]
+    Global<const int64_t> length;         // [U]
     Global<const int64_t> row_index;      // [capacity] or null
+    Global<const bool> row_mask;          // [M] or null; false: counts in Dice's statistics and nowhere else
     Global<const int64_t> query_to_user;  // [Q] or null
 
-    // Row of pair `pair`, which belongs to `candidate`.
-    __device__ int64_t row(int64_t pair, int64_t candidate) const {
-        const int64_t user = query_to_user ? query_to_user[candidate] : candidate;
-        const int64_t at = begin[user] + (pair - first[candidate]);
+    __device__ int64_t user(int64_t candidate) const { return query_to_user ? query_to_user[candidate] : candidate; }
+    // Row of the pair at `position` of the candidate's history.
+    __device__ int64_t row(int64_t position, int64_t candidate) const {
+        const int64_t at = begin[user(candidate)] + position;
         return row_index ? row_index[at] : at;
     }
-    // The candidate among from .. queries that `pair` belongs to.
-    __device__ int64_t find(int64_t pair, int64_t from) const {
-        int64_t low = from, high = queries;  // first[low] <= pair < first[high]
+    // Whether a row has a weight.
+    __device__ bool counts(int64_t row) const { return !row_mask || row_mask[row]; }
+    // The candidate among from .. end that `slot` belongs to.
+    __device__ int64_t find(int64_t slot, int64_t from) const {
+        int64_t low = from, high = slots.end;  // before(low) <= slot < before(high)
         while (high - low > 1) {
             const int64_t middle = (low + high) / 2;
-            if (int64_t(first[middle]) <= pair)
+            if (slots.before(middle) <= slot)
                 low = middle;
             else
                 high = middle;
@@ -50,23 +67,39 @@ struct Pairs {
     }
 };
 
-// A block's share of the pairs: whole tiles, in order, so that a candidate lies in consecutive blocks.
+// A block's share of the slots: whole tiles, in order, so that a candidate lies in consecutive blocks.
 struct Range {
     int64_t begin, end;
-    int64_t per_block;  // pairs of a block but the last
+    int64_t per_block;  // slots of a block but the last
 
-    // In 32 bits: pairs are below 2^32, and a division of 64 bits is a call.
-    __device__ Range(uint32_t pairs, int rows, unsigned block, unsigned blocks) {
-        const uint32_t tiles = pairs / unsigned(rows) + (pairs % unsigned(rows) != 0);
+    // In 32 bits: slots are below 2^32, and a division of 64 bits is a call.
+    __device__ Range(uint32_t slots, int rows, unsigned block, unsigned blocks) {
+        const uint32_t tiles = slots / unsigned(rows) + (slots % unsigned(rows) != 0);
         const uint32_t tiles_per_block = tiles / blocks + (tiles % blocks != 0);
         per_block = int64_t(tiles_per_block) * rows;
-        begin = block * per_block < pairs ? block * per_block : pairs;
-        end = begin + per_block < pairs ? begin + per_block : pairs;
+        begin = block * per_block < slots ? block * per_block : slots;
+        end = begin + per_block < slots ? begin + per_block : slots;
     }
 };
 
+// The blocks that hold slots of a candidate: from .. to, none where to < from.
+struct BlocksOf {
+    int64_t from = 0, to = -1;
+
+    __device__ BlocksOf(const Slots& slots, int64_t candidate, int rows, int64_t blocks) {
+        const int64_t begin = slots.before(candidate), end = slots.before(candidate + 1);
+        if (begin == end) return;
+        const Range range(slots.total(), rows, 0, unsigned(blocks));
+        from = begin / range.per_block, to = (end - 1) / range.per_block;
+    }
+    __device__ bool none() const { return to < from; }
+    __device__ bool one() const { return to == from; }
+    // Of the two partials of a block, that of a candidate which began before it, or of one that goes on behind it.
+    __device__ int64_t partial(int64_t block) const { return 2 * block + (block == from ? 1 : 0); }
+};
+
 // The tiles of a block in shared memory. Every thread of the block calls every function.
-template <typename S>
+template <typename S, bool kFolded>
 struct TileLoader {
     Pairs pairs;
     TableRows<S> source;
@@ -81,48 +114,63 @@ struct TileLoader {
         return Shared<int64_t>(row + stage * uint32_t(rows) * 8, rows);
     }
 
-    // Starts to bring pairs pair .. end, at most `rows`; rows behind them become zeros of candidate -1. `cursor` is the
-    // candidate of the last pair fetched, or of `pair` at first.
-    __device__ void fetch(int64_t pair, int64_t end, int stage, int64_t& cursor) const {
+    // Starts to bring slots slot .. end, at most `rows`; rows without a pair become zeros of candidate -1. `cursor` is
+    // the candidate of the last pair fetched, or of `slot` at first.
+    __device__ void fetch(int64_t slot, int64_t end, int stage, int64_t& cursor) const {
         const Shared<uint32_t> firsts(window, rows + 1);
         const Shared<int> candidates = candidates_of(stage);
         const Shared<int64_t> source_rows = rows_of(stage);
+        const Slots& slots = pairs.slots;
         for (int at = int(threadIdx.x); at <= rows; at += threads) {
             const int64_t i = cursor + at;
-            firsts.store(at, pairs.first[i < pairs.queries ? i : pairs.queries]);
+            firsts.store(at, uint32_t(slots.before(i < slots.end ? i : slots.end)));
         }
         __syncthreads();
         for (int at = int(threadIdx.x); at < rows; at += threads) {
-            const int64_t mine = pair + at;
-            int64_t i = -1;
+            const int64_t mine = slot + at;
+            int64_t i = -1, row = -1;
             if (mine < end) {
-                // Most candidates of a tile lie in the window; many empty histories can push them out of it.
-                if (int64_t(firsts[rows]) <= mine) {
-                    i = pairs.find(mine, cursor + rows);
-                } else {
-                    int low = 0, high = rows;
-                    while (high - low > 1) {
-                        const int middle = (low + high) / 2;
-                        if (int64_t(firsts[middle]) <= mine)
-                            low = middle;
-                        else
-                            high = middle;
-                    }
-                    i = cursor + low;
-                }
+                i = candidate_at(mine, firsts, cursor);
+                const int64_t position = mine - slots.before(i);
+                if (kFolded && position >= pairs.length[pairs.user(i)])
+                    i = -1;
+                else
+                    row = pairs.row(position, i);
             }
             candidates.store(at, int(i));
-            source_rows.store(at, i < 0 ? -1 : pairs.row(mine, i));
+            source_rows.store(at, row);
         }
         __syncthreads();
-        const int64_t left = end - pair;
-        const int valid = left < rows ? int(left) : rows;
-        cursor = candidates[valid - 1];
+        cursor = candidates[valid(slot, end, candidates) - 1];
         copy_rows(source_rows, keys_of(stage));
         ptx::commit_copies();
     }
 
+    // Pairs in the tile's first rows; behind them are none.
+    __device__ int valid(int64_t slot, int64_t end, const Shared<int>& candidates) const {
+        int64_t left = end - slot;
+        if (kFolded) {
+            const int64_t i = candidates[0];
+            left = pairs.length[pairs.user(i)] - (slot - pairs.slots.before(i));
+        }
+        return left < rows ? int(left) : rows;
+    }
+
  private:
+    // Most candidates of a tile lie in the window `firsts` from `cursor` on; many empty histories can push them out.
+    __device__ int64_t candidate_at(int64_t slot, const Shared<uint32_t>& firsts, int64_t cursor) const {
+        if (int64_t(firsts[rows]) <= slot) return pairs.find(slot, cursor + rows);
+        int low = 0, high = rows;
+        while (high - low > 1) {
+            const int middle = (low + high) / 2;
+            if (int64_t(firsts[middle]) <= slot)
+                low = middle;
+            else
+                high = middle;
+        }
+        return cursor + low;
+    }
+
     __device__ void copy_rows(const Shared<int64_t>& source_rows, const Shared<S>& to) const {
         constexpr int kPiece = int(16 / sizeof(S));
         int column = 0;
@@ -146,17 +194,18 @@ struct TileLoader {
     }
 };
 
-template <typename S>
-TileLoader<S> tile_loader(const LocalActivation& call, const UnitSizes& sizes, const TileShared& tile,
-                          const UnitWorkspace& work) {
+template <typename S, bool kFolded>
+TileLoader<S, kFolded> tile_loader(const LocalActivation& call, const UnitSizes& sizes, const TileShared& tile,
+                                   const UnitWorkspace& work) {
     bool vector = true;
     for (int k = 0; k < call.rows.tables; ++k)
         vector &= call.rows.width[k] * sizeof(S) % 16 == 0 && reinterpret_cast<uintptr_t>(call.rows.data[k]) % 16 == 0;
     const Pairs pairs{
-        call.queries,
-        Global<const uint32_t>(carved<uint32_t>(call.workspace, work.pair_first), call.queries + 1),
+        slots_of(call, work, {0, call.queries}),
         Global<const int64_t>(call.begin, call.users),
+        Global<const int64_t>(call.length, call.users),
         Global<const int64_t>(call.row_index, call.capacity),
+        Global<const bool>(call.row_mask, call.rows_count),
         Global<const int64_t>(call.query_to_user, call.queries),
     };
     return {pairs,

@@ -11,7 +11,9 @@ namespace din_kernels::cuda {
 struct UnitWeights {
     UnitSizes sizes;
     Activation activation;
-    Global<const uint32_t> keys, products;      // packed [D, H1]: of k, of q * k
+    Global<const uint32_t> keys, products;      // packed [D, H1]: of k, of q * k; null where folded
+    Global<const uint32_t> matrices;            // packed A_i [chunk, D, H1]; null where not folded
+    int64_t matrix_words;                       // of one
     Global<const uint32_t> layers[kMaxHidden];  // packed [H of l - 1, H of l] for l > 0
     Global<const float> constants;              // [Q, padded H1]
     Global<const float> params;                 // [4, padded_sum]: bias, slope or alpha, mean, rstd
@@ -24,21 +26,25 @@ struct UnitWeights {
     __device__ float bias(int layer, int column) const { return params[sizes.padded_first[layer] + column]; }
 };
 
-inline UnitWeights unit_weights(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspace& work) {
+inline UnitWeights unit_weights(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspace& work,
+                                const FoldPlan& fold) {
     const auto packed = [&](int64_t offset, int64_t in, int64_t out) {
         return Global<const uint32_t>(carved<uint32_t>(call.workspace, offset), packed_sizes(sizes, in, out).words);
     };
+    const Global<const uint32_t> none(nullptr, 0);
     const auto floats = [&](int64_t offset, int64_t size) {
         return Global<const float>(carved<float>(call.workspace, offset), size);
     };
     const auto layer = [&](int l) {
-        return l < sizes.layers && l > 0 ? packed(work.layer_matrix[l], sizes.padded[l - 1], sizes.width[l])
-                                         : Global<const uint32_t>(nullptr, 0);
+        return l < sizes.layers && l > 0 ? packed(work.layer_matrix[l], sizes.padded[l - 1], sizes.width[l]) : none;
     };
     return {sizes,
             call.hidden > 0 ? call.activation : Activation::kIdentity,
-            packed(work.keys_matrix, call.dim, sizes.width[0]),
-            packed(work.products_matrix, call.dim, sizes.width[0]),
+            sizes.folded ? none : packed(work.keys_matrix, call.dim, sizes.width[0]),
+            sizes.folded ? none : packed(work.products_matrix, call.dim, sizes.width[0]),
+            Global<const uint32_t>(sizes.folded ? carved<uint32_t>(call.workspace, fold.matrices) : nullptr,
+                                   fold.chunk * fold.words),
+            fold.words,
             {layer(0), layer(1), layer(2)},
             floats(work.constants, call.queries * sizes.padded[0]),
             floats(work.params, 4 * sizes.padded_sum),
@@ -84,17 +90,21 @@ __device__ void multiply_queries(const Shared<S>& keys, const Shared<S>& product
 }
 
 // z of layer `layer` for the warp's rows: visit(tile within the group, register, position, z) for every sum that the
-// lane holds, padding columns among them.
-template <typename Math, typename Visit>
+// lane holds, padding columns among them. `chunk_begin`: the candidate of the first matrix, where folded.
+template <typename Math, bool kFolded, typename Visit>
 __device__ void layer_sums(const UnitWeights& weights, int layer, const Shared<typename Math::Storage>& input,
                            const Shared<typename Math::Storage>& products, const Shared<int>& candidates,
-                           const Visit& visit) {
+                           int64_t chunk_begin, const Visit& visit) {
     const UnitSizes& sizes = weights.sizes;
     const int first = int(threadIdx.x) / 32 * kRowsPerWarp * sizes.stride[layer];
     const int tiles = sizes.padded[layer] / 8;
     for (int group = 0; group < tiles; group += kTiles) {
         Sums sums = {};
-        if (layer == 0) {
+        if (kFolded && layer == 0) {
+            const int64_t at = (candidates[0] - chunk_begin) * weights.matrix_words;
+            Math::multiply(sums, input, first, sizes.stride[0], sizes.steps[0],
+                           weights.matrices.part(at, weights.matrix_words), group, tiles);
+        } else if (layer == 0) {
             Math::multiply(sums, input, first, sizes.stride[0], sizes.steps[0], weights.keys, group, tiles);
             Math::multiply(sums, products, first, sizes.stride[0], sizes.steps[0], weights.products, group, tiles);
         } else {

@@ -51,6 +51,7 @@ cuda::LocalActivation call_of(const py::dict& d) {
     call.query = row_tables(d["query"]), call.rows = row_tables(d["rows"]);
     call.begin = array<const int64_t>(d, "begin"), call.length = array<const int64_t>(d, "length");
     call.row_index = array<const int64_t>(d, "row_index");
+    call.row_mask = array<const bool>(d, "row_mask");
     call.query_to_user = array<const int64_t>(d, "query_to_user");
     call.pair_begin = array<const int64_t>(d, "pair_begin");
     const auto layers = d["layers"].cast<std::vector<py::dict>>();
@@ -69,8 +70,9 @@ cuda::LocalActivation call_of(const py::dict& d) {
         layer.grad_param = array<float>(layers[l], "grad_param");
         layer.grad_u = array<float>(layers[l], "grad_u"), layer.grad_u_u = array<float>(layers[l], "grad_u_u");
     }
-    call.features = parse<Features>("features", get<std::string>(d, "features"),
-                                    {{"concat", Features::kConcat}, {"product", Features::kProduct}});
+    call.features =
+        parse<Features>("features", get<std::string>(d, "features"),
+                        {{"concat", Features::kConcat}, {"product", Features::kProduct}, {"outer", Features::kOuter}});
     call.activation = parse<Activation>("activation", get<std::string>(d, "activation"),
                                         {{"sigmoid", Activation::kSigmoid},
                                          {"relu", Activation::kRelu},
@@ -87,7 +89,7 @@ cuda::LocalActivation call_of(const py::dict& d) {
     call.grad_pair_weights = array<const float>(d, "grad_pair_weights");
     call.grad_query = array<void>(d, "grad_query"), call.grad_rows = array<void>(d, "grad_rows");
     call.grad_pairs = array<float>(d, "grad_pairs"), call.pairs = get<int64_t>(d, "pairs");
-    call.workspace = array<void>(d, "workspace");
+    call.chunk_bytes = get<int64_t>(d, "chunk_bytes"), call.workspace = array<void>(d, "workspace");
     return call;
 }
 
@@ -104,7 +106,8 @@ void bind_local_activation(py::module_& m) {
                             py::arg("threads") = plan.threads, py::arg("blocks") = plan.blocks,
                             py::arg("shared_bytes") = plan.shared_bytes,
                             py::arg("workspace_bytes") = plan.workspace_bytes,
-                            py::arg("gradient_in_shared") = plan.gradient_in_shared);
+                            py::arg("gradient_in_shared") = plan.gradient_in_shared, py::arg("folded") = plan.folded,
+                            py::arg("chunk") = plan.chunk);
         },
         py::arg("call"), py::arg("backward"), py::arg("multiprocessors"), py::arg("shared_per_block"),
         "How a call would be launched on a device of that size; needs no device.");

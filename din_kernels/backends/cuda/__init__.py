@@ -14,10 +14,7 @@ import torch
 from din_kernels import config
 from din_kernels.backends import Request
 
-REMARK = (
-    "not verified on hardware, so use_backend('cuda') alone chooses it; no kernel for outer features, stats='padded' "
-    "and float64"
-)
+REMARK = "not verified on hardware, so use_backend('cuda') alone chooses it; no kernel for float64"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

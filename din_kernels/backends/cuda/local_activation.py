@@ -8,8 +8,8 @@ from din_kernels.backends import Request
 from din_kernels.backends.cuda import compiled, name_of, pointer, refuses_tensors, stream_of, workspace
 from din_kernels.backends.reference.local_activation import pair_index
 
-FEATURES = ("concat", "product")
 PARAMS_PER_LAYER = {"prelu": 1, "dice": 3}
+CHUNK_BYTES = 128 * 2**20  # of the folded first layer's matrices, for as many candidates at a time
 
 
 def refuses(request: Request) -> str | None:
@@ -18,10 +18,6 @@ def refuses(request: Request) -> str | None:
     reason = refuses_tensors(request)
     if reason is not None:
         return reason
-    if options["features"] not in FEATURES:
-        return f"features must be one of {FEATURES}, got {options['features']!r}"
-    if options["stats"] != "valid":
-        return f"stats must be 'valid', got {options['stats']!r}: padding in Dice's statistics has no CUDA kernel"
     if options["dice_training"] == "some":
         return "dice must be in training in all hidden layers or in none"
     return None
@@ -61,14 +57,16 @@ def _layers(weights, biases, params, eps, activation, dice_training):
 
 
 def _call(
-    query_tables, query_ids, row_tables, row_ids, begin, length, row_index, query_to_user, pair_begin, total_pairs,
-    weights, biases, params, eps, dice_training, features, activation, normalize, scale,
+    query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, pair_begin,
+    total_pairs, weights, biases, params, eps, dice_training, features, activation, normalize, scale,
 ):  # fmt: skip
     """The call as the compiled module takes it, and the tensors to keep alive."""
     query, alive_query = _tables(query_tables, query_ids)
     rows, alive_rows = _tables(row_tables, row_ids)
     layers, alive_layers = _layers(weights, biases, params, eps, activation, dice_training)
-    indices = [each if each is None else each.contiguous() for each in (begin, length, row_index, query_to_user)]
+    indices = [
+        each if each is None else each.contiguous() for each in (begin, length, row_index, row_mask, query_to_user)
+    ]
     queries = (query_ids[0] if query_ids else query_tables[0]).shape[0]
     rows_count = (row_ids[0] if row_ids else row_tables[0]).shape[0]
     precision = "highest" if torch.get_float32_matmul_precision() == "highest" else "tensor cores"
@@ -76,9 +74,9 @@ def _call(
         "dtype": name_of(query_tables[0].dtype), "precision": precision, "queries": queries, "users": begin.shape[0],
         "rows_count": rows_count, "capacity": rows_count if row_index is None else row_index.shape[0],
         "dim": sum(table.shape[1] for table in query_tables), "query": query, "rows": rows,
-        **dict(zip(("begin", "length", "row_index", "query_to_user"), map(pointer, indices), strict=True)),
+        **dict(zip(("begin", "length", "row_index", "row_mask", "query_to_user"), map(pointer, indices), strict=True)),
         "pair_begin": pointer(pair_begin), "total_pairs": total_pairs, "layers": layers, "features": features,
-        "activation": activation, "normalize": normalize, "dice_training": dice_training, "scale": scale,
+        "activation": activation, "normalize": normalize, "dice_training": dice_training, "scale": scale, "chunk_bytes": CHUNK_BYTES,
     }  # fmt: skip
     return call, (alive_query, alive_rows, alive_layers, indices)
 
@@ -89,9 +87,9 @@ def forward(
 ):  # fmt: skip
     """Kernel call of the op's forward: pooled [Q, D], logsumexp [Q] or [0], pair_weights, statistics, in fp32."""
     kernels, like = compiled(), query_tables[0]
-    call, _alive = _call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, query_to_user,
-                         pair_begin, total_pairs, weights, biases, params, eps, dice_training, features, activation,
-                         normalize, scale)  # fmt: skip
+    call, _alive = _call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask,
+                         query_to_user, pair_begin, total_pairs, weights, biases, params, eps, dice_training, features,
+                         activation, normalize, scale)  # fmt: skip
     queries = call["queries"]
     pooled = like.new_empty(queries, call["dim"])
     logsumexp = like.new_empty(queries if normalize == "softmax" else 0, dtype=torch.float32)
@@ -117,9 +115,9 @@ def backward(
     """Kernel call of the op's backward: gradients of the tables' rows (or [0] where not needed), weights, biases,
     params."""
     kernels, like = compiled(), query_tables[0]
-    call, _alive = _call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, query_to_user,
-                         pair_begin, total_pairs, weights, biases, params, eps, dice_training, features, activation,
-                         normalize, scale)  # fmt: skip
+    call, _alive = _call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask,
+                         query_to_user, pair_begin, total_pairs, weights, biases, params, eps, dice_training, features,
+                         activation, normalize, scale)  # fmt: skip
     returned = grad_pair_weights is not None and pair_begin is not None
     grad_pair_weights = grad_pair_weights.float() if returned else None
     read = [grad_pooled, grad_pair_weights, pooled, logsumexp, pair_weights, statistics]

@@ -48,6 +48,7 @@ struct LocalActivation {
     const int64_t* begin;          // [U]
     const int64_t* length;         // [U]
     const int64_t* row_index;      // [capacity] or null
+    const bool* row_mask;          // [M] or null; false: counts in Dice's statistics and nowhere else
     const int64_t* query_to_user;  // [Q] or null
     const int64_t* pair_begin;     // [Q] or null
     int64_t total_pairs;
@@ -70,6 +71,7 @@ struct LocalActivation {
     void* grad_rows;
     float* grad_pairs;  // [pairs, D] or null: instead of grad_rows, the gradient of every pair's row
     int64_t pairs;
+    int64_t chunk_bytes;  // of a folded call's matrices per candidate, for as many candidates at a time
     void* workspace;
 };
 
@@ -79,6 +81,8 @@ struct LaunchPlan {
     int threads;
     int64_t blocks, shared_bytes, workspace_bytes;
     bool gradient_in_shared;  // backward: sums of the weights' gradients
+    bool folded;              // A_i per candidate, tiles of one candidate each
+    int64_t chunk;            // candidates of one launch
 };
 LaunchPlan local_activation_forward_plan(const LocalActivation& call, const DeviceLimits& device);
 LaunchPlan local_activation_backward_plan(const LocalActivation& call, const DeviceLimits& device);
