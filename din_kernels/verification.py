@@ -191,8 +191,9 @@ class Deviation(NamedTuple):
 
 def deviations(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -> Iterator[Deviation]:
     """Errors of `backend` in the max norm per tensor; the bound is twice the reference's own error in `dtype`, plus
-    `FLOOR[dtype]` times the tensor's largest entry. In half precision the case is kept `away_from_kinks`. The gradient of a bias is a sum whose terms cancel, under softmax
-    that of the last one to exactly 0, so its floor counts from the largest entry of any gradient.
+    `FLOOR[dtype]` times the tensor's largest entry. The gradient of a bias is a sum whose terms cancel, under softmax
+    that of the last one to exactly 0, so its floor counts from the largest entry of any gradient. In half precision the
+    case is kept `away_from_kinks`.
 
     Raises:
         BackendError: the backend does not serve this case.

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 import din_kernels as dk
 from din_kernels.backends import cuda
-from din_kernels.verification import ACTIVATION_CASES, LAYOUTS, deviations, make_case, results
+from din_kernels.backends.cuda import local_activation as tensors_to_pointers
+from din_kernels.ops.local_activation import FEATURES, feature_width
+from din_kernels.verification import ACTIVATION_CASES, LAYOUTS, compared, deviations, make_case, results
 
 # Each feature set, activation, normalization and layout once per dtype; `holds` runs forward and backward.
 CASES = [
@@ -21,12 +23,17 @@ CASES = [
     ("concat", "prelu", "softmax", "query_to_user"), ("product", "tanh", "softmax", "masked"),
     ("concat", "identity", "none", "query_to_user"), ("concat", "dice", "softmax", "packed"),
     ("product", "dice in training", "none", "packed"), ("concat", "dice in training", "softmax", "query_to_user"),
+    ("outer", "sigmoid", "softmax", "packed"), ("outer", "prelu", "none", "masked"),
+    ("outer", "dice in training", "softmax", "query_to_user"),
 ]  # fmt: skip
+# 256 behaviours on average: the first layer is folded. Histories of one, of whole and of partial tiles, over several
+# blocks.
+LONG = {"lengths": (0, 700, 1, 128, 0, 900, 63), "dim": 12, "hidden": (9, 5)}
 EDGES = {
     "no users": {"lengths": ()},
     "all histories empty": {"lengths": (0, 0, 0)},
     "one behaviour": {"lengths": (1, 1)},
-    "histories over several blocks": {"lengths": (0, 700, 0, 3, 900), "dim": 8, "hidden": (8,)},
+    "histories over several blocks": {"lengths": (0, 700, 0, 3, 0, 0, 400), "dim": 8, "hidden": (8,)},
     "more empty histories than a window": {"lengths": (1, *(0,) * 200, 2), "dim": 8, "hidden": (8,)},
     "many short histories": {"lengths": (1, 2) * 70, "dim": 4, "hidden": (5,)},
     "D = 1": {"dim": 1},
@@ -59,6 +66,7 @@ def holds(case, dtype, device):
 
 
 def test_every_layout_and_activation_is_among_the_cases():
+    assert {case[0] for case in CASES} == set(FEATURES)
     assert {case[1] for case in CASES} == set(ACTIVATION_CASES)
     assert {case[3] for case in CASES} == set(LAYOUTS) - {"right padded"}
 
@@ -85,7 +93,7 @@ def test_ragged_edges_equal_the_reference(edge, device):
     lengths=st.lists(st.integers(0, 70), max_size=8),
     dim=st.integers(1, 40),
     hidden=st.lists(st.integers(1, 40), max_size=3),
-    features=st.sampled_from(["concat", "product"]),
+    features=st.sampled_from(FEATURES),
     # Smooth in z: at a kink the sign of a z near 0 is chance, and with it a whole pair's gradient.
     activation=st.sampled_from(["sigmoid", "tanh", "identity", "dice"]),
     normalize=st.sampled_from(["none", "softmax"]),
@@ -96,8 +104,68 @@ def test_any_shape_equals_the_reference(device, lengths, dim, hidden, **options)
     holds(case, torch.float32, device)
 
 
-def test_tf32_stays_within_its_rounding_and_is_used_only_where_torch_allows_it(device):
-    case = make_case("concat", "sigmoid", "softmax", "packed", dim=64, hidden=(24,))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [("concat", "sigmoid", "softmax", "packed"), ("product", "dice in training", "none", "packed"),
+     ("concat", "prelu", "none", "query_to_user")],
+    ids="-".join,
+)  # fmt: skip
+def test_long_histories_equal_the_reference(case, dtype, device):
+    holds(make_case(*case, **LONG), dtype, device)
+
+
+@pytest.mark.parametrize("case", [("concat", "dice in training", "softmax", "packed"),
+                                  ("outer", "prelu", "softmax", "query_to_user")], ids="-".join)  # fmt: skip
+def test_chunks_of_candidates_give_what_all_of_them_at_once_give(case, device, monkeypatch):
+    case = make_case(*case, **LONG)
+    for chunk_bytes in (1, 6000):  # one candidate at a time, a few
+        monkeypatch.setattr(tensors_to_pointers, "CHUNK_BYTES", chunk_bytes)
+        holds(case, torch.float32, device)
+
+
+@pytest.mark.parametrize("features", ["concat", "outer"])
+@pytest.mark.parametrize("lengths", [(3, 0, 12, 70), (0, 300, 260, 400)], ids=["short", "long"])
+@pytest.mark.parametrize("layout", ["right", "left", "mask"])
+def test_padded_statistics_equal_the_reference(layout, lengths, features, device):
+    """Padding counts in Dice's statistics, and through them gets gradients, but no weight."""
+
+    def found(backend, dtype):
+        dim, hidden, generator = 6, (7, 5), torch.Generator().manual_seed(3)
+
+        def leaf(*shape, scale=1.0):
+            drawn = (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).float()
+            return drawn.to(device, dtype).requires_grad_()
+
+        widths = [feature_width(dim, features), *hidden, 1]
+        length, longest = torch.tensor(lengths, device=device), max(lengths) + 4
+        leaves = {"query": leaf(4, dim), "history": leaf(4, longest, dim)}
+        weights = [leaf(b, a, scale=a**-0.5) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        biases, alphas = [leaf(width) for width in widths[1:]], [leaf(width) for width in hidden]
+        for name, group in (("weights", weights), ("biases", biases), ("alpha", alphas)):
+            leaves |= {f"{name}[{layer}]": each for layer, each in enumerate(group)}
+        where = {"lengths": length, "padding_side": layout}
+        if layout == "mask":
+            where = {"mask": (torch.arange(longest, device=device) * 7 % longest) < length[:, None]}
+        with dk.use_backend(backend):
+            pooled, pair_weights = dk.local_activation(
+                leaves["query"], dk.Padded(leaves["history"], **where), weights, biases, features=features,
+                activation="dice", activation_params=[{"alpha": alpha, "training": True} for alpha in alphas],
+                normalize="softmax", stats="padded", return_weights=True,
+            )  # fmt: skip
+        grads = torch.autograd.grad(pooled.square().sum() + pair_weights.sin().sum(), list(leaves.values()))
+        outputs = {"pooled": pooled, "weights": pair_weights}
+        outputs |= {f"grad {name}": grad for name, grad in zip(leaves, grads, strict=True)}
+        return {name: value.detach().cpu().double() for name, value in outputs.items()}
+
+    exact, own = found("reference", torch.float64), found("reference", torch.float32)
+    wrong = [each for each in compared(found("cuda", torch.float32), own, exact, torch.float32) if not each.ratio <= 1]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("features", ["concat", "outer"])
+def test_tf32_stays_within_its_rounding_and_is_used_only_where_torch_allows_it(features, device):
+    case = make_case(features, "sigmoid", "softmax", "packed", dim=64 if features == "concat" else 24, hidden=(24,))
     exact = results(case, "reference", torch.float64, "cpu")
     errors = {}
     for precision in ("highest", "high"):
@@ -141,8 +209,9 @@ def test_rows_by_id_from_several_tables_equal_the_copied_rows(device):
             assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
-def test_nan_in_one_history_stays_with_its_candidates(device):
-    case = make_case("concat", "sigmoid", "softmax", "packed", dim=8, hidden=(8,), lengths=(70, 3, 60))
+@pytest.mark.parametrize("features", ["concat", "outer"])
+def test_nan_in_one_history_stays_with_its_candidates(features, device):
+    case = make_case(features, "sigmoid", "softmax", "packed", dim=8, hidden=(8,), lengths=(70, 3, 60))
     broken = case.history.clone()
     broken[71] = torch.nan  # of user 1
     clean = results(case, "cuda", torch.float32, device)
@@ -152,8 +221,9 @@ def test_nan_in_one_history_stays_with_its_candidates(device):
         assert torch.equal(found[name][others], clean[name][others]), name
 
 
-def test_deterministic_results_do_not_depend_on_the_order_of_blocks(emulated):
-    case = make_case("concat", "dice", "softmax", "query_to_user", dim=8, hidden=(8, 4))
+@pytest.mark.parametrize("features", ["concat", "outer"])
+def test_deterministic_results_do_not_depend_on_the_order_of_blocks(features, emulated):
+    case = make_case(features, "dice", "softmax", "query_to_user", dim=8, hidden=(8, 4))
     found = []
     for reverse in (False, True):
         emulated.set_device(reverse_blocks=reverse)
@@ -165,9 +235,12 @@ def test_deterministic_results_do_not_depend_on_the_order_of_blocks(emulated):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.parametrize("features", ["concat", "outer"])
 @pytest.mark.parametrize("limit", [163 * 1024, 99 * 1024, 40 * 1024])
-def test_smaller_chips_get_smaller_tiles_and_the_same_values(limit, emulated):
+def test_smaller_chips_get_smaller_tiles_and_the_same_values(limit, features, emulated):
     emulated.set_device(multiprocessors=2, shared_per_block=limit)
+    if features == "outer":
+        return holds(make_case(features, "sigmoid", "softmax", "packed", dim=30, hidden=(40,)), torch.float32, "cpu")
     holds(make_case("concat", "sigmoid", "softmax", "packed", dim=64, hidden=(40,)), torch.float32, "cpu")
 
 
@@ -183,26 +256,68 @@ def test_chip_too_small_for_one_tile_is_an_error_that_names_kernel_and_limit(emu
 # --- launch arithmetic ------------------------------------------------------------------------------------------------
 
 
-def plan(emulated, dim, hidden, dtype, backward, shared_per_block, queries=1024, precision="highest"):
-    table, typed = (0, queries, dim, 0, "int64"), (0, dtype, 0)
-    layers = [{"width": width, "weight": typed, "bias": typed, "params": [], "eps": 0.0} for width in (*hidden, 1)]
-    call = {"dtype": dtype, "precision": precision, "queries": queries, "users": queries, "rows_count": queries,
-            "capacity": queries, "dim": dim, "query": [table], "rows": [table], "layers": layers, "features": "concat",
-            "activation": "sigmoid", "normalize": "softmax", "scale": 1.0}  # fmt: skip
+def plan(emulated, dim, hidden, dtype, backward, shared_per_block, queries=1024, average=1, features="concat",
+         chunk_bytes=tensors_to_pointers.CHUNK_BYTES):  # fmt: skip
+    rows = queries * average
+    query, history = (0, queries, dim, 0, "int64"), (0, rows, dim, 0, "int64")
+    layers = [{"width": width, "weight": (0, dtype, 0), "bias": (0, dtype, 0), "params": [], "eps": 0.0}
+              for width in (*hidden, 1)]  # fmt: skip
+    call = {"dtype": dtype, "precision": "highest", "queries": queries, "users": queries, "rows_count": rows,
+            "capacity": rows, "dim": dim, "query": [query], "rows": [history], "layers": layers, "features": features,
+            "activation": "sigmoid", "normalize": "softmax", "scale": 1.0, "chunk_bytes": chunk_bytes}  # fmt: skip
     return emulated.local_activation_plan(call, backward, 132, shared_per_block)
 
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_plans_stay_within_the_chip_for_every_shape(dtype, backward, emulated):
+@pytest.mark.parametrize("kind", [{}, {"average": 256}, {"features": "outer"}], ids=["flat", "long", "outer"])
+def test_plans_stay_within_the_chip_for_every_shape(kind, dtype, backward, emulated):
     for limit in (227 * 1024, 163 * 1024, 99 * 1024):
         for dim in (1, 3, 8, 19, 36, 64, 100, 128, 256):
             for hidden in ((), (1,), (36,), (80, 40), (200,), (64, 32, 16)):
-                found = plan(emulated, dim, hidden, dtype, backward, limit)
+                found = plan(emulated, dim, hidden, dtype, backward, limit, **kind)
                 assert found["shared_bytes"] <= limit
                 assert found["threads"] == 2 * found["rows"] and found["rows"] in (16, 32, 64)
                 assert 132 <= found["blocks"] <= 4 * 132
                 assert found["workspace_bytes"] > 0
+                assert found["folded"] == bool(kind) and 1 <= found["chunk"] <= 1024
+
+
+def test_first_layer_is_folded_from_256_behaviours_on_average_and_for_outer_features(emulated):
+    folded = {
+        (features, average): plan(emulated, 128, (80, 40), "bfloat16", False, 227 * 1024, 64, average, features)[
+            "folded"
+        ]
+        for features in FEATURES
+        for average in (1, 255, 256, 10_000)
+    }
+    assert {key for key, value in folded.items() if not value} == {
+        (features, average) for features in ("concat", "product") for average in (1, 255)
+    }
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_matrices_of_the_folded_layer_take_no_more_than_their_share(backward, emulated):
+    """A_i of D = 128, H1 = 80 takes 20 KB in bf16; for backward A_i^T as much, and its gradient of fp32 40 KB."""
+    sizes = {}
+    for queries in (1000, 1_000_000):
+        found = plan(emulated, 128, (80, 40), "bfloat16", backward, 227 * 1024, queries, 256)
+        sizes[queries] = found["workspace_bytes"]
+        assert found["chunk"] == min(queries, 128 * 2**20 // ((80 if backward else 20) * 1024))
+    per_query = 4 * (80 + 2 + 4 + (80 + 128 + 1 if backward else 0))  # c_i and its like: what every call has
+    assert sizes[1_000_000] - sizes[1000] < 1_000_000 * per_query + 129 * 2**20
+
+
+def test_one_candidate_at_a_time_is_the_least(emulated):
+    assert plan(emulated, 128, (80, 40), "float32", True, 227 * 1024, features="outer", chunk_bytes=1)["chunk"] == 1
+
+
+def test_folded_tiles_need_less_shared_memory(emulated):
+    for backward in (False, True):
+        flat, folded = (
+            plan(emulated, 128, (80, 40), "bfloat16", backward, 227 * 1024, average=each) for each in (1, 256)
+        )
+        assert folded["shared_bytes"] < flat["shared_bytes"] and folded["rows"] >= flat["rows"]
 
 
 def test_largest_calls_keep_their_workspace_in_64_bits(emulated):
@@ -211,8 +326,9 @@ def test_largest_calls_keep_their_workspace_in_64_bits(emulated):
 
 
 def test_width_beyond_every_tile_is_refused_with_the_kernel_and_the_limit(emulated):
-    with pytest.raises(RuntimeError, match="kernel local_activation_forward needs .* the limit is 232448"):
-        plan(emulated, 8192, (8,), "float32", False, 227 * 1024)
+    for kind in ({}, {"average": 256}, {"features": "outer"}):
+        with pytest.raises(RuntimeError, match="kernel local_activation_forward needs .* the limit is 232448"):
+            plan(emulated, 8192, (8,), "float32", False, 227 * 1024, **kind)
 
 
 def test_house_shape_keeps_weight_gradients_in_shared_memory_on_hopper(emulated):
@@ -223,9 +339,6 @@ def test_house_shape_keeps_weight_gradients_in_shared_memory_on_hopper(emulated)
 
 
 def test_what_has_no_kernel_is_refused_with_the_reason(emulated):
-    case = make_case("outer", "sigmoid", "none", "packed", dim=4)
-    with pytest.raises(dk.BackendError, match="features must be one of .*, got 'outer'"):
-        results(case, "cuda", torch.float32)
     with pytest.raises(dk.BackendError, match="dtype must be float32, bfloat16 or float16, got torch.float64"):
         results(make_case("concat", "sigmoid", "none", "packed", dim=4), "cuda", torch.float64)
 

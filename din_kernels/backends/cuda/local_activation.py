@@ -76,7 +76,8 @@ def _call(
         "dim": sum(table.shape[1] for table in query_tables), "query": query, "rows": rows,
         **dict(zip(("begin", "length", "row_index", "row_mask", "query_to_user"), map(pointer, indices), strict=True)),
         "pair_begin": pointer(pair_begin), "total_pairs": total_pairs, "layers": layers, "features": features,
-        "activation": activation, "normalize": normalize, "dice_training": dice_training, "scale": scale, "chunk_bytes": CHUNK_BYTES,
+        "activation": activation, "normalize": normalize, "dice_training": dice_training, "scale": scale,
+        "chunk_bytes": CHUNK_BYTES,
     }  # fmt: skip
     return call, (alive_query, alive_rows, alive_layers, indices)
 
