@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from precision import rounding, widest
 from recorded_ops import opcheck_forward_and_backward, ops_called
 
 import din_kernels as dk
@@ -107,8 +108,9 @@ def test_any_shape_equals_the_reference(backend, device, lengths, dim, hidden, *
 class Call:
     """Random inputs of one call on a backend, and the call."""
 
-    def __init__(self, backend, device, lengths=(3, 0, 12, 70), dim=6, hidden=(7, 5), dtype=torch.float64, seed=0):
+    def __init__(self, backend, device, lengths=(3, 0, 12, 70), dim=6, hidden=(7, 5), dtype=None, seed=0):
         self.backend, self.lengths = backend, torch.tensor(lengths, device=device)
+        self.dtype = dtype = dtype or widest(backend)
         generator = torch.Generator().manual_seed(seed)
 
         def leaf(*shape):
@@ -162,7 +164,7 @@ def test_padding_is_never_read_and_the_result_is_that_of_packed_rows(layout, nor
         history = dk.Padded(values, mask=order < it.lengths[:, None])
         # Pooling in another order: equal to rounding.
     padded_pooled, padded_weights = it(query, history, **options)
-    exact = {"rtol": 1e-10, "atol": 1e-10} if layout == "mask" else {"rtol": 0, "atol": 0}
+    exact = rounding(it.dtype) if layout == "mask" else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(padded_pooled, pooled, **exact)
     expected = weights.to_padded(width, 0.0, "left" if layout == "left" else "right")[:, order]
     torch.testing.assert_close(padded_weights, expected, **exact)
@@ -170,7 +172,7 @@ def test_padding_is_never_read_and_the_result_is_that_of_packed_rows(layout, nor
     (grad,) = torch.autograd.grad(pooled.sum() + weights.values.square().sum(), it.values)
     (padded_grad,) = torch.autograd.grad(padded_pooled.sum() + padded_weights.square().sum(), values)
     expected = padded(dk.Jagged(grad, it.history.offsets), "left" if layout == "left" else "right", width, 0.0)
-    torch.testing.assert_close(padded_grad, expected[:, order], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(padded_grad, expected[:, order], **rounding(it.dtype))
 
 
 def test_returned_weights_pool_to_the_result(call):
@@ -192,7 +194,7 @@ def test_returning_weights_changes_neither_pooled_nor_its_gradients(normalize, c
     assert torch.equal(alone, pooled)
     grads = [torch.autograd.grad(each.square().sum(), it.leaves()) for each in (alone, pooled)]
     for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ours, theirs, **rounding(it.dtype))
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
@@ -203,7 +205,7 @@ def test_gradients_flow_through_the_returned_weights_alone(normalize, call):
         _, weights = it(normalize=normalize, return_weights=True)
         grads.append(torch.autograd.grad(weights.values.square().sum(), it.leaves()))
     for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(ours, theirs, **rounding(it.dtype))
 
 
 # --- values at the edge -----------------------------------------------------------------------------------------------
@@ -367,7 +369,7 @@ def test_indices_may_be_int32(dtype, call):
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 @pytest.mark.parametrize("layout", ["lengths", "left", "mask"])
 def test_padded_statistics_are_those_of_the_whole_batch(layout, normalize, call):
-    it, found = call(), []
+    it, found = call(dtype=torch.float64), []
     values = it.history.to_padded(75).detach().requires_grad_()
     mask = torch.stack([torch.arange(75) < n for n in it.lengths.tolist()]).to(values.device)
     side = "left" if layout == "left" else "right"
@@ -399,7 +401,7 @@ def test_one_element_parameters_stand_for_every_channel(call):
     it = call()
 
     def results(shape):
-        slope = torch.full((shape or 7,), 0.3, dtype=torch.float64, device=it.query.device, requires_grad=True)
+        slope = torch.full((shape or 7,), 0.3, dtype=it.dtype, device=it.query.device, requires_grad=True)
         params = [{"slope": slope}, {"slope": slope[:5] if shape is None else slope}]
         pooled = it(activation="prelu", activation_params=params)
         return pooled, torch.autograd.grad(pooled.sum(), slope)[0].sum()
@@ -416,14 +418,14 @@ def test_each_parameter_of_dice_may_be_one_number_or_one_per_channel(single, cal
         generator = torch.Generator().manual_seed(5)
         params = [
             {key: (torch.rand(1 if key in single else width, generator=generator, dtype=torch.float64) + 0.1)
-             .to(it.query.device).requires_grad_() for key in ("alpha", "mean", "var")}
+             .to(it.query).requires_grad_() for key in ("alpha", "mean", "var")}
             for width in (7, 5)
         ]  # fmt: skip
         pooled = it(activation="dice", activation_params=params)
         leaves = [value for layer in params for value in layer.values()]
         found.append([pooled, *torch.autograd.grad(pooled.sum(), leaves)])
     for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(ours, theirs, **rounding(it.dtype))
 
 
 # --- autograd and the compilers ---------------------------------------------------------------------------------------
@@ -478,7 +480,7 @@ def test_vmap_is_refused(call):
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiled_without_graph_break_gives_the_same_numbers_at_any_size(compiler, backend, device):
-    unit = dk.nn.LocalActivationUnit(6, hidden=(7, 5), normalize="softmax", device=device, dtype=torch.float64)
+    unit = dk.nn.LocalActivationUnit(6, hidden=(7, 5), normalize="softmax", device=device, dtype=widest(backend))
     compiled = torch.compile(unit, fullgraph=True, dynamic=True, backend=compiler)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     with dk.use_backend(backend):
@@ -488,16 +490,16 @@ def test_compiled_without_graph_break_gives_the_same_numbers_at_any_size(compile
             values = it.history.to_padded().detach()
             outputs += [each(it.query, values, lengths=it.lengths) for each in (compiled, unit)]
             for ours, expected in (outputs[:2], outputs[2:]):
-                torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(ours, expected, **rounding(it.dtype))
             grads = [torch.autograd.grad(each.sum(), [it.query, it.values, *unit.parameters()]) for each in outputs[:2]]
             for ours, expected in zip(*grads, strict=True):
-                torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(ours, expected, **rounding(it.dtype))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= graphs + 2, "one graph per layout"
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_exported_module_gives_the_same_numbers_at_another_size(layout, backend, device):
-    unit = dk.nn.LocalActivationUnit(6, hidden=(7, 5), device=device, dtype=torch.float64)
+    unit = dk.nn.LocalActivationUnit(6, hidden=(7, 5), device=device, dtype=widest(backend))
     auto = torch.export.Dim.AUTO
 
     def arguments(lengths):

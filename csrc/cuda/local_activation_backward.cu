@@ -174,7 +174,7 @@ void run_backward(const LocalActivation& call, const BackwardPlan& plan, Stream 
         Global<const float>(call.grad_pair_weights, call.total_pairs),
         Global<const uint32_t>(carved<uint32_t>(call.workspace, plan.work.pair_first), call.queries + 1),
         Global<const int64_t>(call.pair_begin, call.queries),
-        Global<const float>(call.logsumexp, call.queries),
+        Global<const double>(call.logsumexp, call.queries),
         Global<const float>(carved<float>(call.workspace, plan.dots), call.queries),
         Global<S>(shared_rows ? nullptr : static_cast<S*>(call.grad_rows), cells),
         Global<float>(shared_rows ? static_cast<float*>(call.grad_rows) : nullptr, cells),

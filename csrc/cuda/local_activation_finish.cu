@@ -17,7 +17,7 @@ template <typename S>
 __global__ void join_partials(Slots slots, int dim, int rows, int64_t blocks, bool softmax,
                               Global<const float> partials,  // [blocks, 2, D + 2]
                               Global<S> pooled,              // [Q, D]
-                              Global<float> logsumexp,       // [Q], softmax
+                              Global<double> logsumexp,      // [Q], softmax
                               Global<float> normalizers) {   // [Q, 2], softmax
     const int lane = int(threadIdx.x) % 32;
     const int64_t i = slots.begin + int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
@@ -25,7 +25,7 @@ __global__ void join_partials(Slots slots, int dim, int rows, int64_t blocks, bo
     const BlocksOf in(slots, i, rows, blocks);
     if (in.none()) {
         for (int d = lane; d < dim; d += 32) pooled.store(i * dim + d, narrow<S>(0.0f));
-        if (softmax && lane == 0) logsumexp.store(i, 0.0f);
+        if (softmax && lane == 0) logsumexp.store(i, 0.0);
     }
     if (in.none() || in.one()) return;
     const auto partial = [&](int64_t block) { return in.partial(block) * (dim + 2); };
@@ -35,7 +35,7 @@ __global__ void join_partials(Slots slots, int dim, int rows, int64_t blocks, bo
         for (int64_t block = in.from; block <= in.to; ++block)
             sum += partials[partial(block) + 1] * exp_below(partials[partial(block)], top);
         if (lane == 0) {
-            logsumexp.store(i, top + logf(sum));
+            logsumexp.store(i, logsumexp_of(top, sum));
             normalizers.store(2 * i, top), normalizers.store(2 * i + 1, share_of(sum));
         }
     }
@@ -90,7 +90,7 @@ void join_pooled(const LocalActivation& call, const ForwardPlan& plan, Chunk chu
                call.normalize == Normalize::kSoftmax,
                Global<const float>(carved<float>(call.workspace, plan.partials), plan.blocks * 2 * (call.dim + 2)),
                Global<S>(static_cast<S*>(call.pooled), call.queries * call.dim),
-               Global<float>(call.logsumexp, call.queries),
+               Global<double>(call.logsumexp, call.queries),
                Global<float>(carved<float>(call.workspace, plan.normalizers), 2 * call.queries));
     });
 }

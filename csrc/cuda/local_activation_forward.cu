@@ -140,7 +140,7 @@ void run_forward(const LocalActivation& call, const ForwardPlan& plan, Stream st
         false,
         plan,
         Global<S>(static_cast<S*>(call.pooled), call.queries * call.dim),
-        Global<float>(call.logsumexp, call.queries),
+        Global<double>(call.logsumexp, call.queries),
         Global<float>(carved<float>(call.workspace, plan.normalizers), 2 * call.queries),
         Global<const int64_t>(call.pair_begin, call.queries),
         Global<float>(call.pair_weights, call.total_pairs),

@@ -27,7 +27,8 @@ struct BackwardCall {
     Global<const float> grad_pair_weights;                        // [total_pairs] or null
     Global<const uint32_t> pair_first;                            // [Q + 1]: pairs before each candidate
     Global<const int64_t> pair_begin;                             // [Q] or null
-    Global<const float> logsumexp, dots;                          // [Q], softmax
+    Global<const double> logsumexp;                               // [Q], softmax
+    Global<const float> dots;                                     // [Q], softmax
     Global<S> grad_rows;                                          // [M, D] or null
     Global<float> grad_rows_sum;                                  // [M, D] or null: where candidates share rows
     Global<float> grad_pairs;                                     // [pairs, D] or null
@@ -183,7 +184,7 @@ __device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardS
                 const int64_t position = slot + row - call.loader.pairs.slots.before(i);
                 dw += call.grad_pair_weights[call.pair_begin[i] + position];
             }
-            w = call.softmax ? expf(score[row] - call.logsumexp[i]) : score[row];
+            w = call.softmax ? expf(float(score[row] - call.logsumexp[i])) : score[row];
             ds = call.scale * (call.softmax ? w * (dw - call.dots[i]) : dw);
         }
         shared.weight().store(row, w), shared.ds().store(row, ds);

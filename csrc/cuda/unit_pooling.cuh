@@ -20,7 +20,7 @@ struct ForwardCall {
     bool resume;           // the statistics go on from those of the chunk before
     ForwardPlan plan;
     Global<S> pooled;                  // [Q, D]
-    Global<float> logsumexp;           // [Q], softmax
+    Global<double> logsumexp;          // [Q], softmax
     Global<float> normalizers;         // [Q, 2], softmax: maximum of the scores, 1 / sum of exp(score - maximum)
     Global<const int64_t> pair_begin;  // [Q] or null
     Global<float> pair_weights;        // [total_pairs]
@@ -31,6 +31,8 @@ struct ForwardCall {
 // exp(score - top) under softmax. Rows that do not count score -inf, and where none counts so is the maximum.
 __device__ inline float exp_below(float score, float top) { return score == -INFINITY ? 0.0f : expf(score - top); }
 __device__ inline float share_of(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
+// In double: of scores near 1e4 a float would leave 1e-3, by which backward would scale all weights.
+__device__ inline double logsumexp_of(float top, float sum) { return double(top) + double(logf(sum)); }
 
 // The pooled sum of the candidate whose rows the block is going through. Every thread holds the same scalars and owns
 // columns threadIdx.x, threadIdx.x + blockDim.x, ... of the sum.
@@ -59,7 +61,7 @@ struct Pooling {
         if (threadIdx.x != 0) return;
         if (began && ended) {
             if (!call.softmax) return;
-            call.logsumexp.store(candidate, top + logf(sum));
+            call.logsumexp.store(candidate, logsumexp_of(top, sum));
             call.normalizers.store(2 * candidate, top), call.normalizers.store(2 * candidate + 1, share);
         } else {
             call.partials.store(partial, top), call.partials.store(partial + 1, sum);

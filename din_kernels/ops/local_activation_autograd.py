@@ -16,7 +16,7 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 # The CPU keeps it in double: scores of 10,000 and more leave fp32 no digit behind the point.
-LOGSUMEXP = {"cpu": torch.float64}
+LOGSUMEXP = {"cpu": torch.float64, "cuda": torch.float64}
 
 
 def rows_in(tables, ids) -> int:

@@ -83,7 +83,7 @@ cuda::LocalActivation call_of(const py::dict& d) {
     call.normalize = parse<Normalize>("normalize", get<std::string>(d, "normalize"),
                                       {{"none", Normalize::kNone}, {"softmax", Normalize::kSoftmax}});
     call.dice_training = get<bool>(d, "dice_training"), call.scale = get<float>(d, "scale");
-    call.pooled = array<void>(d, "pooled"), call.logsumexp = array<float>(d, "logsumexp");
+    call.pooled = array<void>(d, "pooled"), call.logsumexp = array<double>(d, "logsumexp");
     call.pair_weights = array<float>(d, "pair_weights"), call.statistics = array<float>(d, "statistics");
     call.grad_pooled = array<const void>(d, "grad_pooled");
     call.grad_pair_weights = array<const float>(d, "grad_pair_weights");

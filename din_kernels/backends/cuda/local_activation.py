@@ -86,14 +86,14 @@ def forward(
     query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, pair_begin,
     total_pairs, weights, biases, params, eps, dice_training, sparse_grad, features, activation, normalize, scale,
 ):  # fmt: skip
-    """Kernel call of the op's forward: pooled [Q, D], logsumexp [Q] or [0], pair_weights, statistics, in fp32."""
+    """Kernel call of the op's forward: pooled [Q, D], logsumexp [Q] or [0] (double), pair_weights, statistics."""
     kernels, like = compiled(), query_tables[0]
     call, _alive = _call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask,
                          query_to_user, pair_begin, total_pairs, weights, biases, params, eps, dice_training, features,
                          activation, normalize, scale)  # fmt: skip
     queries = call["queries"]
     pooled = like.new_empty(queries, call["dim"])
-    logsumexp = like.new_empty(queries if normalize == "softmax" else 0, dtype=torch.float32)
+    logsumexp = like.new_empty(queries if normalize == "softmax" else 0, dtype=torch.float64)
     pair_weights = like.new_zeros(total_pairs, dtype=torch.float32)
     hidden = sum(bias.shape[0] for bias in biases[:-1])
     statistics = like.new_empty(2, hidden if dice_training else 0, dtype=torch.float32)

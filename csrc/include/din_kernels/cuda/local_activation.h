@@ -60,7 +60,7 @@ struct LocalActivation {
     bool dice_training;
     float scale;
     void* pooled;         // [Q, D]
-    float* logsumexp;     // [Q], softmax
+    double* logsumexp;    // [Q], softmax; double, for scores of any size
     float* pair_weights;  // [total_pairs], zeros where no pair lies
     float* statistics;    // [2, sum of hidden widths], dice in training: written by forward, read by backward
     // backward only
