@@ -4,7 +4,7 @@
 
 Compiles the files of csrc/cuda (all, or those named, without .cu) with nvcc and reads what ptxas says. Exits with 1
 where a kernel of a forward pass spills. Shared memory of the kernels over tiles is that of the house shape's widths
-(D = 128, H = (80, 40)).
+(D = 128, H = (80, 40)); their second parameter, true, is the folded variant.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from din_kernels import _cuda_emulated
+from din_kernels.backends.cuda.local_activation import CHUNK_BYTES
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
@@ -83,14 +84,16 @@ def readable(names: list[str]) -> dict[str, str]:
 
 
 def tile_launch(name: str, architecture: Architecture) -> tuple[int, int]:
-    """Threads and shared memory of a kernel over tiles: of its precision, D = 128, H = (80, 40), 16,384 candidates."""
+    """Threads and shared memory of a kernel over tiles: of its precision, D = 128, H = (80, 40), 16,384 candidates with
+    64 behaviours on average, or folded with 1024."""
+    rows = 1 << (24 if name.endswith("true>") else 20)
     dtype = next((known for key, known in (("Bf16", "bfloat16"), ("Fp16", "float16")) if key in name), "float32")
     table, typed = (0, 16_384, 128, 0, "int64"), (0, dtype, 0)
     layers = [{"width": width, "weight": typed, "bias": typed, "params": [], "eps": 0.0} for width in (80, 40, 1)]
     call = {"dtype": dtype, "precision": "highest" if "Fma" in name else "tensor cores", "queries": 16_384,
-            "users": 16_384, "rows_count": 1 << 20, "capacity": 1 << 20, "dim": 128, "query": [table], "rows": [table],
+            "users": 16_384, "rows_count": rows, "capacity": rows, "dim": 128, "query": [table], "rows": [table],
             "layers": layers, "features": "concat", "activation": "sigmoid", "normalize": "none",
-            "scale": 1.0}  # fmt: skip
+            "scale": 1.0, "chunk_bytes": CHUNK_BYTES}  # fmt: skip
     plan = _cuda_emulated.local_activation_plan(call, "backward" in name, 132, architecture.shared_per_block)
     return plan["threads"], plan["shared_bytes"]
 
@@ -112,7 +115,7 @@ def report(kernels: list[Kernel]) -> Iterator[str]:
     yield "# Resources of the CUDA kernels"
     yield ""
     yield f"`python benchmarks/cuda_resources.py`, {release}. Compiled, not run: no GPU was at hand. Shared memory and"
-    yield "occupancy (blocks per multiprocessor) of the kernels over tiles: D = 128, H = (80, 40)."
+    yield "occupancy (blocks per multiprocessor) of the kernels over tiles: D = 128, H = (80, 40); `true`: folded."
     yield ""
     for architecture in ARCHITECTURES:
         yield f"## sm_{architecture.name}"

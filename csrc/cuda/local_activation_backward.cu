@@ -18,23 +18,17 @@ namespace {
 template <typename Math, bool kFolded>
 __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typename Math::Storage, kFolded> call) {
     using S = typename Math::Storage;
-    constexpr bool kApproximate = sizeof(S) == 2;
     const UnitSizes& sizes = call.weights.sizes;
     const BackwardPlan& plan = call.plan;
     const TileShared& at = plan.tile;
-    const int rows = at.rows, last_layer = sizes.layers - 1;
+    const int rows = at.rows;
     const TileLoader<S, kFolded>& loader = call.loader;
+    const TileMlp<Math, kFolded> mlp{call.weights, loader, at};
     const BackwardShared shared{plan};
-    const Shared<S> products(uint32_t(at.products), kFolded ? 0 : rows * sizes.stride[0]);
     const Shared<float> score = shared.floats(at.score, rows), column_sums = shared.column_sums();
-    const auto hidden = [&](int layer) { return Shared<S>(uint32_t(at.hidden[layer]), rows * sizes.stride[layer]); };
-    const auto clear = [&](const auto& array, int64_t size, auto zero) {
-        for (int64_t e = threadIdx.x; e < size; e += blockDim.x) array.store(int(e), zero);
-    };
-    for (int stage = 0; stage < at.stages; ++stage) clear(loader.keys_of(stage), rows * sizes.stride[0], S{});
-    if (!kFolded) clear(products, rows * sizes.stride[0], S{});
-    for (int layer = 1; layer <= last_layer; ++layer) clear(hidden(layer), rows * sizes.stride[layer], S{});
-    for (int buffer = 0; buffer < 2; ++buffer) clear(shared.dz<S>(buffer), rows * plan.dz_stride, S{});
+    mlp.clear();
+    for (int e = int(threadIdx.x); e < rows * plan.dz_stride; e += int(blockDim.x))
+        shared.dz<S>(0).store(e, S{}), shared.dz<S>(1).store(e, S{});
     const int64_t columns_first = int64_t(blockIdx.x) * plan.columns_size;
     for (int64_t e = threadIdx.x; e < plan.columns_size; e += blockDim.x)
         column_sums.store(int(e), call.resume ? call.columns[columns_first + e] : 0.0f);
@@ -44,55 +38,21 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
 
     const Range range(loader.pairs.slots.total(), rows, blockIdx.x, gridDim.x);
     QuerySums<S, kFolded> query_sums{call, range};
-    int stage = 0;
-    int64_t cursor = 0;
-    if (range.begin < range.end) {
-        cursor = loader.pairs.find(range.begin, loader.pairs.slots.begin);
-        loader.fetch(range.begin, range.end, 0, cursor);
-    }
-    for (int64_t slot = range.begin; slot < range.end; slot += rows) {
-        const bool more = slot + rows < range.end, ahead = more && at.stages > 1;
-        if (ahead) {
-            loader.fetch(slot + rows, range.end, stage ^ 1, cursor);
-            ptx::wait_for_copies<1>();
-        } else {
-            ptx::wait_for_copies<0>();
-        }
-        __syncthreads();
+    for_tiles(loader, range, at.stages, [&](int stage, int64_t slot) {
         const Shared<S> keys = loader.keys_of(stage);
         const Shared<int> candidates = loader.candidates_of(stage);
         const int valid = loader.valid(slot, range.end, candidates);
-        if constexpr (!kFolded)
-            multiply_queries(keys, products, candidates, call.query, sizes.dim, sizes.stride[0], call.query_vector);
-
         float part[2] = {0.0f, 0.0f};
-        for (int layer = 0; layer <= last_layer; ++layer) {
-            const Shared<float> z = shared.z(layer);
-            layer_sums<Math, kFolded>(
-                call.weights, layer, layer == 0 ? keys : hidden(layer), products, candidates, loader.pairs.slots.begin,
-                [&](const LanePosition& position, float sum) {
-                    z.store(position.row * (sizes.padded[layer] + 1) + position.column, sum);
-                    const float h = activate<kApproximate>(call.weights.activation, sum,
-                                                           call.weights.channel(layer, position.column));
-                    if (layer == last_layer)
-                        part[position.half] = fmaf(call.weights.output[position.column], h, part[position.half]);
-                    else
-                        hidden(layer + 1).store(position.row * sizes.stride[layer + 1] + position.column, narrow<S>(h));
+        mlp.run(stage, call.query, call.query_vector, sizes.layers, part,
+                [&](int layer, const LanePosition& position, float z) {
+                    shared.z(layer).store(position.row * (sizes.padded[layer] + 1) + position.column, z);
                 });
-            __syncwarp();
-        }
-        for (int half = 0; half < 2; ++half) {
-            part[half] += __shfl_xor_sync(~0u, part[half], 1);
-            part[half] += __shfl_xor_sync(~0u, part[half], 2);
-            if (threadIdx.x % 4 == 0)
-                score.store(lane_position(0, 2 * half).row,
-                            call.scale * (part[half] + call.weights.output[sizes.padded[last_layer]]));
-        }
+        mlp.scores(part, call.scale, [&](int row, float s) { score.store(row, s); });
         __syncwarp();
         weigh_rows(call, shared, keys, candidates, loader.rows_of(stage), score, slot);
         if (kFolded && call.statistics_layer < 0) query_sums.open(candidates[0], shared.query_sums());
 
-        for (int layer = last_layer; layer >= 0 && layer >= call.statistics_layer; --layer) {
+        for (int layer = sizes.layers - 1; layer >= 0 && layer >= call.statistics_layer; --layer) {
             layer_gradient<Math, kFolded>(call, shared, layer, candidates);
             if (call.statistics_layer < 0) {
                 const auto product = [&](const Shared<S>& right, int stride, int columns) {
@@ -100,34 +60,29 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
                         shared.dz<S>(layer), right, plan.dz_stride, 0, sizes.padded[layer], stride, 0, columns};
                 };
                 if (layer > 0) {
-                    add_gradient<Math, kFolded>(call,
-                                                product(hidden(layer), sizes.stride[layer], sizes.padded[layer - 1]),
-                                                plan.gradient_layer[layer]);
+                    add_gradient<Math, kFolded>(
+                        call, product(mlp.hidden(layer), sizes.stride[layer], sizes.padded[layer - 1]),
+                        plan.gradient_layer[layer]);
                 } else {
                     add_gradient<Math, kFolded>(call, product(keys, sizes.stride[0], sizes.dim), 0);
                     if constexpr (!kFolded)
-                        add_gradient<Math, kFolded>(call, product(products, sizes.stride[0], sizes.dim),
+                        add_gradient<Math, kFolded>(call, product(mlp.products(), sizes.stride[0], sizes.dim),
                                                     int64_t(sizes.padded[0]) * sizes.dim);
                 }
             }
             __syncthreads();
         }
-        if (call.statistics_layer < 0) {
-            row_gradient<Math, kFolded>(call, shared, keys, candidates, loader.rows_of(stage), slot);
-            if (threadIdx.x == 0) {
-                const int64_t bias = plan.columns_size - 1;
-                float sum = column_sums[int(bias)];
-                for (int row = 0; row < valid; ++row) sum += shared.ds()[row];
-                column_sums.store(int(bias), sum);
-            }
-            __syncthreads();
-            query_sums.add(candidates, shared.z(0), shared.contribution(), shared.query_sums(), valid);
-            __syncthreads();
+        if (call.statistics_layer >= 0) return;
+        row_gradient<Math, kFolded>(call, shared, keys, candidates, loader.rows_of(stage), slot);
+        if (threadIdx.x == 0) {
+            const int64_t bias = plan.columns_size - 1;
+            float sum = column_sums[int(bias)];
+            for (int row = 0; row < valid; ++row) sum += shared.ds()[row];
+            column_sums.store(int(bias), sum);
         }
-        if (more && !ahead) loader.fetch(slot + rows, range.end, 0, cursor);
-        if (ahead) stage ^= 1;
-    }
-    __syncthreads();
+        __syncthreads();
+        query_sums.add(candidates, shared.z(0), shared.contribution(), shared.query_sums(), valid);
+    });
     for (int64_t e = threadIdx.x; e < plan.columns_size; e += blockDim.x)
         call.columns.store(columns_first + e, column_sums[int(e)]);
     if (call.statistics_layer >= 0) return;

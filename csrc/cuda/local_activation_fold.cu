@@ -68,11 +68,14 @@ __global__ void fold_candidates(Chunk chunk, UnitSizes sizes, FirstWeight weight
         if (outer && h < sizes.width[0])
             Math::multiply(sums, tile, first_row * stride, stride, steps,
                            outer.part(h * plan.outer_words, plan.outer_words), group, dim8 / 8);
+#pragma unroll
         for (int t = 0; t < kTiles; ++t)
+#pragma unroll
             for (int c = 0; c < 2; ++c) {
                 const int d = (group + t) * 8 + 2 * (lane % 4) + c;
                 if (d >= columns) continue;
                 const float key = weight.keys(h, d), product = outer ? 0.0f : weight.products(h, d);
+#pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const int row = first_row + lane / 4 + 8 * half;
                     const int64_t i = first + row - chunk.begin;

@@ -13,108 +13,56 @@ namespace {
 template <typename Math, bool kFolded>
 __global__ void __launch_bounds__(128, 4) unit_forward(const ForwardCall<typename Math::Storage, kFolded> call) {
     using S = typename Math::Storage;
-    constexpr bool kApproximate = sizeof(S) == 2;
     const UnitSizes& sizes = call.weights.sizes;
     const TileShared& at = call.plan.tile;
-    const int rows = at.rows, last_layer = sizes.layers - 1;
+    const int rows = at.rows, collected = call.statistics_layer;
     const TileLoader<S, kFolded>& loader = call.loader;
-    const Shared<S> products(uint32_t(at.products), kFolded ? 0 : rows * sizes.stride[0]);
-    const auto hidden = [&](int layer) { return Shared<S>(uint32_t(at.hidden[layer]), rows * sizes.stride[layer]); };
+    const TileMlp<Math, kFolded> mlp{call.weights, loader, at};
     const auto floats = [](int64_t offset, int size) { return Shared<float>(uint32_t(offset), size); };
     const Shared<float> score = floats(at.score, rows), weight = floats(call.plan.weight, rows),
                         segment_top = floats(call.plan.top, rows), pooled = floats(call.plan.pooled, sizes.dim);
-
-    // Columns that no row and no layer fills stay zero: they meet zero weights, and 0 * NaN would not be 0.
-    for (int stage = 0; stage < at.stages; ++stage)
-        for (int e = int(threadIdx.x); e < rows * sizes.stride[0]; e += int(blockDim.x))
-            loader.keys_of(stage).store(e, S{});
-    for (int e = int(threadIdx.x); !kFolded && e < rows * sizes.stride[0]; e += int(blockDim.x)) products.store(e, S{});
-    for (int layer = 1; layer <= last_layer; ++layer)
-        for (int e = int(threadIdx.x); e < rows * sizes.stride[layer]; e += int(blockDim.x))
-            hidden(layer).store(e, S{});
     const int64_t statistics = int64_t(blockIdx.x) * (2 * sizes.padded_sum + 1);
-    const int columns = call.statistics_layer < 0 ? 0 : sizes.padded[call.statistics_layer];
-    const Shared<float> mean = floats(call.plan.mean, columns), square = floats(call.plan.square, columns);
+    const int columns = collected < 0 ? 0 : sizes.padded[collected], z_stride = columns + 1;
+    const Shared<float> mean = floats(call.plan.mean, columns), square = floats(call.plan.square, columns),
+                        z = floats(call.plan.z, collected < 0 ? 0 : rows * z_stride);
     int64_t seen = 0;  // rows in the statistics
-    if (call.statistics_layer >= 0 && call.resume) {
+    if (collected >= 0 && call.resume) {
         seen = int64_t(call.statistics[statistics + 2 * columns]);
         for (int column = int(threadIdx.x); column < columns; column += int(blockDim.x)) {
             mean.store(column, call.statistics[statistics + column]);
             square.store(column, call.statistics[statistics + columns + column]);
         }
     }
+    mlp.clear();
     __syncthreads();
 
     const Range range(loader.pairs.slots.total(), rows, blockIdx.x, gridDim.x);
     Pooling<S, kFolded> pooling{call, range};
-    int stage = 0;
-    int64_t cursor = 0;
-    if (range.begin < range.end) {
-        cursor = loader.pairs.find(range.begin, loader.pairs.slots.begin);
-        loader.fetch(range.begin, range.end, 0, cursor);
-    }
-    for (int64_t slot = range.begin; slot < range.end; slot += rows) {
-        const bool more = slot + rows < range.end, ahead = more && at.stages > 1;
-        if (ahead) {
-            loader.fetch(slot + rows, range.end, stage ^ 1, cursor);
-            ptx::wait_for_copies<1>();
-        } else {
-            ptx::wait_for_copies<0>();
-        }
-        __syncthreads();
-        const Shared<S> keys = loader.keys_of(stage);
+    for_tiles(loader, range, at.stages, [&](int stage, int64_t slot) {
         const Shared<int> candidates = loader.candidates_of(stage);
         const int valid = loader.valid(slot, range.end, candidates);
-        if constexpr (!kFolded)
-            multiply_queries(keys, products, candidates, call.query, sizes.dim, sizes.stride[0], call.query_vector);
-
-        float part[2] = {0.0f, 0.0f};  // of the scores of the lane's two rows
-        for (int layer = 0; layer <= last_layer; ++layer) {
-            const bool collect = layer == call.statistics_layer;
-            const Shared<float> z = collect ? floats(call.plan.z, rows * (sizes.padded[layer] + 1)) : score;
-            layer_sums<Math, kFolded>(
-                call.weights, layer, layer == 0 ? keys : hidden(layer), products, candidates, loader.pairs.slots.begin,
-                [&](const LanePosition& position, float sum) {
-                    if (collect) {
-                        z.store(position.row * (sizes.padded[layer] + 1) + position.column, sum);
-                        return;
-                    }
-                    const float h = activate<kApproximate>(call.weights.activation, sum,
-                                                           call.weights.channel(layer, position.column));
-                    if (layer == last_layer)
-                        part[position.half] = fmaf(call.weights.output[position.column], h, part[position.half]);
-                    else
-                        hidden(layer + 1).store(position.row * sizes.stride[layer + 1] + position.column, narrow<S>(h));
+        float part[2] = {0.0f, 0.0f};
+        mlp.run(stage, call.query, call.query_vector, collected < 0 ? sizes.layers : collected + 1, part,
+                [&](int layer, const LanePosition& position, float value) {
+                    if (layer == collected) z.store(position.row * z_stride + position.column, value);
                 });
-            if (collect) break;
-            __syncwarp();
-        }
-        if (call.statistics_layer >= 0) {
+        if (collected >= 0) {
             __syncthreads();
-            add_statistics(floats(call.plan.z, rows * (columns + 1)), columns, valid, seen, mean, square);
+            add_statistics(z, columns, valid, seen, mean, square);
             seen += valid;
-        } else {
-            for (int half = 0; half < 2; ++half) {
-                part[half] += __shfl_xor_sync(~0u, part[half], 1);
-                part[half] += __shfl_xor_sync(~0u, part[half], 2);
-                const int row = lane_position(0, 2 * half).row;
-                if (threadIdx.x % 4 != 0) continue;
-                // A row without a weight is in Dice's statistics, so its NaN has come everywhere already: 0 may meet
-                // it.
-                const bool counts = candidates[row] < 0 || loader.pairs.counts(loader.rows_of(stage)[row]);
-                const float s = call.scale * (part[half] + call.weights.output[sizes.padded[last_layer]]);
-                score.store(row, counts ? s : call.softmax ? -INFINITY : 0.0f);
-            }
-            __syncthreads();
-            weigh(call, pooling, candidates, score, weight, segment_top, slot, valid);
-            __syncthreads();
-            pooling.add(candidates, weight, segment_top, keys, pooled, valid);
+            return;
         }
+        mlp.scores(part, call.scale, [&](int row, float s) {
+            // A row without a weight is in Dice's statistics, so its NaN has come everywhere already: 0 may meet it.
+            const bool counts = candidates[row] < 0 || loader.pairs.counts(loader.rows_of(stage)[row]);
+            score.store(row, counts ? s : call.softmax ? -INFINITY : 0.0f);
+        });
         __syncthreads();
-        if (more && !ahead) loader.fetch(slot + rows, range.end, 0, cursor);
-        if (ahead) stage ^= 1;
-    }
-    if (call.statistics_layer < 0) {
+        weigh(call, pooling, candidates, score, weight, segment_top, slot, valid);
+        __syncthreads();
+        pooling.add(candidates, weight, segment_top, loader.keys_of(stage), pooled, valid);
+    });
+    if (collected < 0) {
         pooling.finish(pooled);
         return;
     }

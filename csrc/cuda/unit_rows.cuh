@@ -194,6 +194,31 @@ struct TileLoader {
     }
 };
 
+// body(stage, slot) for every tile of the block's range, while the next one is on its way.
+template <typename S, bool kFolded, typename Body>
+__device__ void for_tiles(const TileLoader<S, kFolded>& loader, const Range& range, int stages, const Body& body) {
+    int stage = 0;
+    int64_t cursor = 0;
+    if (range.begin < range.end) {
+        cursor = loader.pairs.find(range.begin, loader.pairs.slots.begin);
+        loader.fetch(range.begin, range.end, 0, cursor);
+    }
+    for (int64_t slot = range.begin; slot < range.end; slot += loader.rows) {
+        const bool more = slot + loader.rows < range.end, ahead = more && stages > 1;
+        if (ahead) {
+            loader.fetch(slot + loader.rows, range.end, stage ^ 1, cursor);
+            ptx::wait_for_copies<1>();
+        } else {
+            ptx::wait_for_copies<0>();
+        }
+        __syncthreads();
+        body(stage, slot);
+        __syncthreads();
+        if (more && !ahead) loader.fetch(slot + loader.rows, range.end, 0, cursor);
+        if (ahead) stage ^= 1;
+    }
+}
+
 template <typename S, bool kFolded>
 TileLoader<S, kFolded> tile_loader(const LocalActivation& call, const UnitSizes& sizes, const TileShared& tile,
                                    const UnitWorkspace& work) {
