@@ -49,6 +49,25 @@ def run_tests(limit: float) -> dict[str, Any]:
     }
 
 
+def run_sanitizer(limit: float) -> dict[str, Any]:
+    """The CUDA kernels of the unit under compute-sanitizer, each tool for `limit` seconds at most."""
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        return {"skipped": "compute-sanitizer is not installed"}
+    found: dict[str, Any] = {}
+    for tool in ("memcheck", "racecheck"):
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "1", sys.executable, "-m", "pytest", "-q", "-x",
+                   "-m", "gpu", "-k", "all_gradients or long_histories",
+                   "python_tests/test_cuda_local_activation.py"]  # fmt: skip
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
+        except subprocess.TimeoutExpired:
+            found[tool] = {"skipped": f"no end within {limit:.0f} s"}
+        else:
+            found[tool] = {"passed": done.returncode == 0, "output": done.stdout[-2000:]}
+    return found
+
+
 def on_gpu(inputs):
     """The inputs of a house shape on the GPU."""
     from din_kernels.jagged import Jagged
@@ -220,7 +239,8 @@ def main() -> int:
     result: dict[str, Any] = {
         "machine": machine(), "triton": triton.__version__, "chip": torch.cuda.get_device_name(),
         "capability": list(torch.cuda.get_device_capability()), "date": datetime.date.today().isoformat(),
-        "without cuda": without_cuda, "unavailable": reasons, "tests": run_tests(180), "shapes": {},
+        "without cuda": without_cuda, "unavailable": reasons, "tests": run_tests(180),
+        "compute-sanitizer": run_sanitizer(45) if "cuda" in backends else {"skipped": reasons["cuda"]}, "shapes": {},
     }  # fmt: skip
     for name in names:
         if time.monotonic() - began > SECONDS:
@@ -238,6 +258,9 @@ def main() -> int:
     print(f"wrote {folder / 'gpu_check.json'}")
     wrong = [f"{shape}, {name}" for shape, each in result["shapes"].items()
              for name in each.get("skipped", {}) if name in backends]  # fmt: skip
+    wrong += [
+        tool for tool, each in result["compute-sanitizer"].items() if tool != "skipped" and not each.get("passed", True)
+    ]
     return 0 if result["tests"]["passed"] and not wrong else 1
 
 

@@ -5,7 +5,7 @@ import torch
 
 from din_kernels.backends import cuda
 
-KINDS = ("emulated", "gpu")
+KINDS = ("emulated", pytest.param("gpu", marks=pytest.mark.gpu))
 
 
 def device_of(kind: str, monkeypatch) -> str:

@@ -253,6 +253,23 @@ def test_chip_too_small_for_one_tile_is_an_error_that_names_kernel_and_limit(emu
     results(case, "cuda", torch.float32)  # and the next call is served
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_memory_that_runs_out_is_an_error_that_names_kernel_and_size(direction, emulated, monkeypatch):
+    case, empty = make_case("outer", "sigmoid", "none", "packed", dim=4), torch.empty
+
+    def full(size, *arguments, dtype=None, **options):
+        if dtype == torch.uint8 and (direction == "forward" or torch._C._current_autograd_node() is not None):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(size, *arguments, dtype=dtype, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty", full)
+        message = rf"kernel local_activation_{direction} needs a workspace of \d+ bytes: CUDA out of memory"
+        with pytest.raises(torch.OutOfMemoryError, match=message):
+            results(case, "cuda", torch.float32)
+    results(case, "cuda", torch.float32)  # and the next call is served
+
+
 # --- launch arithmetic ------------------------------------------------------------------------------------------------
 
 

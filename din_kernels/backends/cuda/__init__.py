@@ -66,9 +66,16 @@ def pointer(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def workspace(like: torch.Tensor, size: int) -> torch.Tensor:
-    """Scratch memory of `size` bytes on the device of `like`."""
-    return torch.empty(size, dtype=torch.uint8, device=like.device)
+def workspace(kernel: str, like: torch.Tensor, size: int) -> torch.Tensor:
+    """Scratch memory of `size` bytes on the device of `like`.
+
+    Raises:
+        torch.OutOfMemoryError: there is not so much; names the kernel.
+    """
+    try:
+        return torch.empty(size, dtype=torch.uint8, device=like.device)
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(f"kernel {kernel} needs a workspace of {size} bytes: {error}") from error
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def forward(x, alpha, weight, bias, mean, var, mask, training, eps):
     mean, var = (torch.empty_like(alpha) if training else given.clone() for given in (mean, var))
     y, count = torch.empty_like(x), torch.zeros((), dtype=torch.int64, device=x.device)
     if x.numel():
-        scratch = workspace(x, kernels.dice_workspace(*x.shape))
+        scratch = workspace("dice", x, kernels.dice_workspace(*x.shape))
         with stream_of(x) as stream:
             kernels.dice_forward(
                 name_of(x.dtype), *x.shape, x.data_ptr(), pointer(mask), alpha.data_ptr(), pointer(weight),
@@ -44,7 +44,7 @@ def backward(grad_y, x, alpha, weight, bias, mean, var, mask, training, eps):
     grad_weight, grad_bias = (alpha.new_zeros(0 if given is None else given.shape) for given in (weight, bias))
     count = torch.empty((), dtype=torch.int64, device=x.device)
     if x.numel():
-        scratch = workspace(x, kernels.dice_workspace(*x.shape))
+        scratch = workspace("dice", x, kernels.dice_workspace(*x.shape))
         with stream_of(x) as stream:
             kernels.dice_backward(
                 name_of(x.dtype), *x.shape, x.data_ptr(), pointer(mask), alpha.data_ptr(), pointer(weight),

@@ -98,7 +98,7 @@ def forward(
     hidden = sum(bias.shape[0] for bias in biases[:-1])
     statistics = like.new_empty(2, hidden if dice_training else 0, dtype=torch.float32)
     if pooled.numel():
-        scratch = workspace(like, kernels.local_activation_forward_workspace(call))
+        scratch = workspace("local_activation_forward", like, kernels.local_activation_forward_workspace(call))
         call |= {"pooled": pooled.data_ptr(), "logsumexp": logsumexp.data_ptr(), "workspace": scratch.data_ptr(),
                  "pair_weights": pair_weights.data_ptr(), "statistics": statistics.data_ptr()}  # fmt: skip
         with stream_of(like) as stream:
@@ -134,7 +134,7 @@ def backward(
         call |= {"grad_pairs": pointer(grad_pairs), "pairs": pair_rows.shape[0]}
     grads = [_layer_grads(layer, weight) for layer, weight in zip(call["layers"], weights, strict=True)]
     if grad_pooled.numel():
-        scratch = workspace(like, kernels.local_activation_backward_workspace(call))
+        scratch = workspace("local_activation_backward", like, kernels.local_activation_backward_workspace(call))
         names = ("grad_pooled", "grad_pair_weights", "pooled", "logsumexp", "pair_weights", "statistics")
         call |= dict(zip(names, map(pointer, read), strict=True))
         call |= {"grad_query": pointer(grad_query), "grad_rows": pointer(grad_rows), "workspace": scratch.data_ptr()}

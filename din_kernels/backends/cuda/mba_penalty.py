@@ -23,7 +23,7 @@ def forward(weight, ids, counts, coeff, padding_idx):
     unique, unique_count = ids.new_empty(ids.numel(), dtype=torch.int64), ids.new_zeros((), dtype=torch.int64)
     penalty = weight.new_zeros((), dtype=torch.float32)
     if ids.numel() and weight.numel():
-        scratch = workspace(weight, kernels.mba_penalty_workspace(weight.shape[0], ids.numel()))
+        scratch = workspace("mba_penalty", weight, kernels.mba_penalty_workspace(weight.shape[0], ids.numel()))
         with stream_of(weight) as stream:
             kernels.mba_penalty_forward(
                 name_of(weight.dtype), *weight.shape, ids.numel(), weight.data_ptr(), ids.data_ptr(),

@@ -42,7 +42,7 @@ def sparse_update(rule, weight, states, ids, grads, counts, padding_idx, hyper) 
     ids, grads = ids.contiguous(), grads.contiguous()
     counts, counts_address, counts_type = counts_array(counts if hyper.coeff else None)
     first, second = [*states, None, None][:2]
-    scratch = workspace(weight, kernels.sparse_update_workspace(*weight.shape, ids.numel()))
+    scratch = workspace("sparse_update", weight, kernels.sparse_update_workspace(*weight.shape, ids.numel()))
     with stream_of(weight) as stream:
         kernels.sparse_update(
             name_of(weight.dtype), *weight.shape, ids.numel(), weight.data_ptr(), pointer(first), pointer(second),
