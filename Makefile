@@ -34,7 +34,8 @@ gpu-check:
 test-cuda-emulated: $(BUILT)
 	DIN_KERNELS_CUDA_EMULATE=1 $(BIN)/pytest -q python_tests -k "test_cuda or (cuda and equals_the_reference) or (cuda and equal_the_reference)"
 
-# The emulated CUDA kernels once more under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The emulated CUDA kernels once more under AddressSanitizer and UndefinedBehaviorSanitizer. Python knows no exceptions of
+# C++: without libstdc++ the sanitizer would not find what throws them.
 SANITIZED := build/sanitized
 test-cuda-sanitized: $(BUILT)
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_BUILD_TYPE=Release -DDIN_KERNELS_CUDA=off \
@@ -42,7 +43,7 @@ test-cuda-sanitized: $(BUILT)
 	    -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
 	    "-DDIN_KERNELS_EMULATION_FLAGS=-fsanitize=address,undefined;-fno-sanitize-recover=all;-O1;-g"
 	$(BIN)/cmake --build $(SANITIZED) --target _cuda_emulated
-	LD_PRELOAD=$$(c++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	    DIN_KERNELS_EMULATION=$$(ls $(SANITIZED)/csrc/cuda_emulation/_cuda_emulated*.so) PYTHONPATH=python_tests \
 	    $(BIN)/pytest -q -p emulation_from python_tests/test_cuda_dice.py python_tests/test_cuda_sparse.py \
 	    python_tests/test_cuda_local_activation.py
