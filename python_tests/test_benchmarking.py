@@ -75,13 +75,14 @@ def test_a_wrong_variant_is_not_timed():
         harness.require_equal("mine", own | {"grad query": own["grad query"] * torch.nan}, own, exact)
 
 
-def test_variants_are_timed_in_turns():
+def test_variants_are_timed_once_a_round_in_an_order_drawn_for_each():
     order = []
-    timings = harness.interleaved(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0, rounds=(3, 9), warm_up=1
-    )
-    assert order == ["a", "b"] * 4
-    assert timings["a"].rounds == 3 and timings["a"].p20 <= timings["a"].median <= timings["a"].p80
+    calls = {name: functools.partial(order.append, name) for name in "abc"}
+    timings = harness.interleaved(calls, seconds=0, rounds=(30, 90), warm_up=1)
+    rounds = ["".join(order[at : at + 3]) for at in range(0, len(order), 3)]
+    assert len(rounds) == 31 and all(sorted(each) == list("abc") for each in rounds)
+    assert len(set(rounds)) == 6
+    assert timings["a"].rounds == 30 and timings["a"].p20 <= timings["a"].median <= timings["a"].p80
 
 
 def test_a_saved_result_is_loaded_again(tmp_path):

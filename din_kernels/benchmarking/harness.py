@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import platform
+import random
 import re
 import statistics
 import subprocess
@@ -44,7 +45,7 @@ class Timing(NamedTuple):
 def interleaved(
     calls: Mapping[str, Callable[[], Any]], seconds: float = 10.0, rounds: tuple[int, int] = (5, 200), warm_up: int = 2
 ) -> dict[str, Timing]:
-    """Times every call once per round, in turns.
+    """Times every call once per round, in an order drawn anew for each: what ran before leaves its data in the caches.
 
     Args:
         calls: what to time, by name.
@@ -59,11 +60,11 @@ def interleaved(
         for call in calls.values():
             call()
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    begin, done = time.perf_counter(), 0
+    begin, done, draw = time.perf_counter(), 0, random.Random(0)
     while done < rounds[0] or (done < rounds[1] and time.perf_counter() - begin < seconds):
-        for name, call in calls.items():
+        for name in draw.sample(list(calls), len(calls)):
             start = time.perf_counter()
-            call()
+            calls[name]()
             taken[name].append(time.perf_counter() - start)
         done += 1
     return {name: timing_of(values) for name, values in taken.items()}
