@@ -60,6 +60,7 @@ UNITS = {
     "uniform100": Unit(50),
     "uniform100, TF32": Unit(50, precision="high"),
     "real": Unit(10),
+    "real, TF32": Unit(10, precision="high"),
     "real, bf16": Unit(10, torch.bfloat16),
     "industrial": Unit(25, dim=36, hidden=(36,), activation="prelu"),
     "long": Unit(10_000, dim=64, users=4),

@@ -80,7 +80,10 @@ def test_every_stored_configuration_launches_powers_of_two_and_16_rows_or_more(o
 
     for chip, table in chips.stored(op).items():
         for size in ("16 bit", "32 bit"):
-            for path, shape in table.get(size, {}).items():
+            for path, own in table.get(size, {}).items():
+                if path == "fold_from":
+                    continue
+                shape = chips.stored(op)["default"][size].get(path, {}) | own
                 numbers = [shape[key] for key in ("group", "length", "num_warps")]
                 assert all(number & (number - 1) == 0 for number in numbers), (chip, path)
                 assert shape["group"] * shape["length"] >= 16, (chip, path)

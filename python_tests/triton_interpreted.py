@@ -12,6 +12,7 @@ import torch
 
 import din_kernels as dk
 from din_kernels.backends.triton import INTERPRETED, chips, local_activation
+from din_kernels.backends.triton.local_activation_plan import tiles
 from din_kernels.gather import Gather
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
 from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
@@ -40,6 +41,12 @@ def uninitialized_memory_is_nan():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def short_histories_are_grouped_in_fp32_too(monkeypatch):
+    """So that the bound of fp32 holds for this path as well, which only 16-bit rows take."""
+    monkeypatch.setitem(chips.stored("local_activation")["default"]["32 bit"], "fold_from", 24)
 
 
 def holds(case, dtype, names=""):
@@ -196,6 +203,15 @@ def test_rows_beyond_2_to_31_elements_are_found():
         pooled = unit(query, far, query_to_user=torch.tensor([1]))
         near = unit(query, dk.Jagged(values[-tail:].clone(), torch.tensor([0, tail])))
     torch.testing.assert_close(pooled, near, rtol=1e-6, atol=1e-6)
+
+
+def test_short_histories_fold_in_fp32_and_are_grouped_in_half_precision(monkeypatch):
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr(local_activation, "tiles", lambda *a, **k: seen.append(tiles(*a, **k)) or seen[-1])
+    for dtype in (torch.float32, torch.bfloat16):
+        holds(make_case("concat", "sigmoid", "softmax", "packed", **SHAPES["grouped"]), dtype)
+    assert [each.constants["FOLD"] for each in seen] == [True, True, False, False]
 
 
 def test_outer_is_the_same_in_chunks_of_candidates(monkeypatch):
