@@ -19,6 +19,7 @@ from din_kernels.backends.triton.blocks import (
     add_outer,
     add_row_groups,
     dot_rows,
+    load_block,
     load_rows,
     multiply_transposed,
     narrow,
@@ -319,7 +320,7 @@ def backward_kernel(
                     grad_folded + tl.cast(group, tl.int64) * WIDTHS[0] * DIM, DIM, da, D_SPANS, static(LAYERS[0])
                 )
             elif FOLD:
-                _, product_again = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
+                zero = unseen_zero(group)
                 q = load_source(source[0], source[1], candidate, active, D_SPANS, Q_SOURCES)
                 new_key = ()
                 new_product = ()
@@ -332,7 +333,8 @@ def backward_kernel(
                     for o in tl.static_range(len(da[b])):
                         row_key = row_key + (d_key[b][o] + da[b][o],)
                         row_product = row_product + (d_product[b][o] + da[b][o] * column,)
-                        along += tl.sum(da[b][o] * product_again[b][o].to(tl.float32), 1)
+                        weight = load_block(mlp[4][1], STRIDES[1], zero, D_SPANS, b, static(LAYERS[0]), o)
+                        along += tl.sum(da[b][o] * narrow(weight, DTYPE).to(tl.float32), 1)
                     new_key, new_product = new_key + (row_key,), new_product + (row_product,)
                     new_q = new_q + (along[None, :],)
                 d_key, d_product, dq = new_key, new_product, new_q
