@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 520  # for everything; what no longer fits is skipped and listed
+SECONDS = 480  # for everything; what no longer fits is skipped and listed
 DEFAULT = ROOT / "benchmarks" / "results"
 
 
@@ -90,11 +90,12 @@ def variants(inputs, backends: list[str]) -> dict[str, tuple]:
 
     unit = inputs.unit
     parameters = list(unit.parameters())
-    user = torch.arange(len(inputs.history), device="cuda") if inputs.query_to_user is None else inputs.query_to_user
+    device = inputs.query.device
+    user = torch.arange(len(inputs.history), device=device) if inputs.query_to_user is None else inputs.query_to_user
     lengths = inputs.history.lengths()[user]
     with torch.no_grad():
         padded = inputs.history.to_padded()[user]
-        mask = torch.arange(padded.shape[1], device="cuda") < lengths[:, None]
+        mask = torch.arange(padded.shape[1], device=device) < lengths[:, None]
     options = {"features": unit.features, "activation": unit.activation, "params": unit._activation_params(),
                "normalize": unit.normalize, "scale": unit.scale}  # fmt: skip
     weights, biases = [layer.weight for layer in unit.linears], [layer.bias for layer in unit.linears]
@@ -209,6 +210,90 @@ def benchmark(shape, deadline: float, backends: list[str]) -> dict[str, Any]:
     return result
 
 
+def serving_graph(inputs, backend: str) -> dict[str, float]:
+    """Microseconds of the forward, replayed from a CUDA graph."""
+    import torch
+    from triton.testing import do_bench
+
+    forward, _ = variants(inputs, [backend])[backend]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        forward()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        forward()
+    median, p20, p80 = do_bench(graph.replay, warmup=50, rep=300, quantiles=[0.5, 0.2, 0.8])
+    return {"median_us": 1e3 * median, "p20_us": 1e3 * p20, "p80_us": 1e3 * p80}
+
+
+TABLE = (1_000_000, 64, 52_000)  # rows, D, ids of a batch
+
+
+def sparse_steps(backends: list[str], device: str, table: tuple[int, int, int] = TABLE) -> dict[str, Any]:
+    """Steps of row-wise Adagrad by name: ours with MBA per backend, FBGEMM's table without it where it is installed."""
+    import torch
+
+    from din_kernels.backends import use_backend
+    from din_kernels.optim import MBA, SparseRowWiseAdagrad
+
+    rows, dim, entries = table
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, dim, generator=generator)
+    # Zipf with exponent 1: most ids come from the head of the table.
+    ids = (rows ** torch.rand(entries, generator=generator)).long().clamp(max=rows - 1).to(device)
+    grad = torch.randn(entries, dim, generator=generator).to(device)
+    counts = torch.randint(1, 50, (rows,), generator=generator).to(device)
+    steps = {}
+
+    def ours(name):
+        embedding = torch.nn.Embedding.from_pretrained(weight.to(device, copy=True), freeze=False, sparse=True)
+        optimizer = SparseRowWiseAdagrad(embedding.parameters(), lr=0.01, mba=MBA(0.01, counts))
+
+        def step():
+            optimizer.zero_grad()
+            embedding(ids).backward(grad)
+            with use_backend(name, ops=("sparse_update",)):
+                optimizer.step()
+
+        return step
+
+    for name in backends:
+        steps[name] = ours(name)
+    try:
+        from fbgemm_gpu.split_embedding_configs import EmbOptimType
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+            ComputeDevice,
+            SplitTableBatchedEmbeddingBagsCodegen,
+        )
+    except ImportError:
+        return steps
+    fbgemm = SplitTableBatchedEmbeddingBagsCodegen(
+        [(rows, dim, EmbeddingLocation.DEVICE, ComputeDevice.CUDA)],
+        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD, learning_rate=0.01, eps=1e-8,
+    )  # fmt: skip
+    offsets = torch.arange(entries + 1, device=device)
+    steps["FBGEMM TBE, without MBA"] = lambda: fbgemm(ids, offsets).backward(grad)
+    return steps
+
+
+def sparse(backends: list[str]) -> dict[str, Any]:
+    """Times of sparse_steps; ratios to our fastest."""
+    rows: dict[str, Any] = {}
+    for name, step in sparse_steps(backends, "cuda").items():
+        try:
+            rows[name] = measure(step)
+        except Exception as error:  # one that fails may not hide the others
+            rows[name] = {"skipped": f"{type(error).__name__}: {error}"[:300]}
+    timed = [rows[name]["median_ms"] for name in backends if "median_ms" in rows[name]]
+    for row in rows.values():
+        if timed and "median_ms" in row:
+            row["ratio"] = row["median_ms"] / min(timed)
+    return {"about": "row-wise Adagrad with MBA, table {} x {}, {} ids".format(*TABLE), "variants": rows}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", type=Path, default=DEFAULT, metavar="FOLDER", help="default: benchmarks/results")
@@ -225,7 +310,7 @@ def main() -> int:
         without_cuda = build()
     from din_kernels.backends import available
     from din_kernels.benchmarking.harness import machine
-    from din_kernels.benchmarking.shapes import SHAPES, ShapeUnavailable
+    from din_kernels.benchmarking.shapes import SHAPES, ShapeUnavailable, inputs_of
 
     names = options.shapes or ["gpu_train", *(name for name in SHAPES if name != "gpu_train")]
     backends = [name for name in ("cuda", "triton") if available()[name] is None]
@@ -251,6 +336,15 @@ def main() -> int:
         except ShapeUnavailable as reason:
             result["shapes"][name] = {"skipped": str(reason)}
         print(name, json.dumps(result["shapes"][name])[:2000], flush=True)
+    if "serving" in names and time.monotonic() - began < SECONDS:
+        inputs = on_gpu(inputs_of(SHAPES["serving"]))
+        result["serving, CUDA graph"] = {}
+        for name in backends:
+            try:
+                result["serving, CUDA graph"][name] = serving_graph(inputs, name)
+            except Exception as error:  # reported beside what else was measured
+                result["serving, CUDA graph"][name] = {"skipped": f"{type(error).__name__}: {error}"[:300]}
+    result["sparse step"] = sparse(backends) if time.monotonic() - began < SECONDS else {"skipped": "no time left"}
     result["seconds"] = time.monotonic() - began
     folder = options.save / "".join(c if c.isalnum() else "-" for c in result["chip"].lower())
     folder.mkdir(parents=True, exist_ok=True)

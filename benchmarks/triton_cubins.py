@@ -30,7 +30,12 @@ from din_kernels.ops.local_activation import feature_width
 from din_kernels.ops.sparse_update import RULES, Hyper
 
 CHIPS = {"sm_80": (80, 108), "sm_90": (90, 132), "sm_100": (100, 148)}  # compute capability, multiprocessors
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "triton_cubins.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE, SUMMARY = DOCS / "results" / "triton_cubins.md", DOCS / "performance.md"
+MARKED = re.compile(
+    r"(<!-- compiled -->\n).*?(<!-- end -->)", re.DOTALL
+)  # where SUMMARY has the table of a few kernels
+MAIN = ("gpu_train", "gpu_train, Dice in training", "real, bf16", "uniform100", "uniform100, TF32")  # what it shows
 INSTRUCTIONS = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma": "mma.sync", "tanh.approx": "tanh.approx"}
 NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -60,6 +65,7 @@ UNITS = {
     "uniform100": Unit(50),
     "uniform100, TF32": Unit(50, precision="high"),
     "real": Unit(10),
+    "real, TF32": Unit(10, precision="high"),
     "real, bf16": Unit(10, torch.bfloat16),
     "industrial": Unit(25, dim=36, hidden=(36,), activation="prelu"),
     "long": Unit(10_000, dim=64, users=4),
@@ -106,7 +112,7 @@ def compiled(chip: str, call: Callable[[], Any]) -> list[tuple[str, Any]]:
     return list(found.values())
 
 
-def unit_call(shape: Unit) -> Callable[[], Any]:
+def unit_call(shape: Unit, backward: bool = True) -> Callable[[], Any]:
     """Forward and backward of the unit on tensors whose values do not matter."""
     dim, queries = shape.dim, shape.users * shape.candidates
     rows = shape.users * shape.length
@@ -129,7 +135,9 @@ def unit_call(shape: Unit) -> Callable[[], Any]:
         torch.set_float32_matmul_precision(shape.precision)
         try:
             saved = local_activation.forward(*inputs)
-            local_activation.backward(torch.zeros(queries, dim, dtype=shape.dtype), None, *inputs, *saved, True, True)
+            if backward:
+                grad = torch.zeros(queries, dim, dtype=shape.dtype)
+                local_activation.backward(grad, None, *inputs, *saved, True, True)
         finally:
             torch.set_float32_matmul_precision(before)
 
@@ -205,12 +213,29 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Forward and backward of a few calls, one line each, chips side by side: registers, spills, shared memory."""
+    named = list(dict.fromkeys(row["chip"] for row in rows))
+    lines = [f"| kernel | {' | '.join(named)} |", "|---" * (len(named) + 1) + "|"]
+    for call in MAIN:
+        for kernel in ("forward_kernel", "backward_kernel"):
+            cells = []
+            for chip in named:
+                # The last one of a name is the whole pass; those before it make Dice's sums alone.
+                found = [row for row in rows if (row["chip"], row["call"], row["kernel"]) == (chip, call, kernel)][-1:]
+                cells += [f"{x['registers']}, {x['spills']}, {x['shared'] / 1024:.0f} KB, {x['matrix']}" for x in found]
+            lines.append(f"| {call}: {kernel} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", nargs="+", choices=CHIPS, default=list(CHIPS))
+    parser.add_argument("--forward", action="store_true", help="the unit's forward alone; no page is written")
     parser.add_argument("--calls", nargs="+", metavar="name", help="default: all; no page is written for some")
     options = parser.parse_args()
-    calls = {name: unit_call(shape) for name, shape in UNITS.items()} | sparse_calls() | {"dice": dice_call}
+    calls = {name: unit_call(shape, not options.forward) for name, shape in UNITS.items()}
+    calls |= sparse_calls() | {"dice": dice_call}
     rows, spilling = [], []
     for chip in options.chips:
         seen = set()
@@ -226,9 +251,10 @@ def main() -> int:
                     spilling.append(f"{chip}, {name}: {kernel_name} has {row['spills']} spills")
                 print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             print(f"{chip} {name}: {time.perf_counter() - begin:.1f} s", flush=True)
-        if options.calls is None:
-            PAGE.parent.mkdir(parents=True, exist_ok=True)
-            PAGE.write_text(page(rows))
+    if options.calls is None and not options.forward:
+        PAGE.parent.mkdir(parents=True, exist_ok=True)
+        PAGE.write_text(page(rows))
+        SUMMARY.write_text(MARKED.sub(lambda match: match[1] + summary(rows) + match[2], SUMMARY.read_text()))
     for line in spilling:
         print(line, file=sys.stderr)
     return 1 if spilling else 0

@@ -71,9 +71,9 @@ def best(chip: str, size: str, path: str, backward: bool) -> dict[str, int] | No
     for candidate in [None, *candidates(path)]:
         own = json.loads(kept)
         override = own.setdefault(chip, {})
-        override["fold_from"] = fold_from
+        override.setdefault(size, {})["fold_from"] = fold_from
         if candidate is not None:
-            override.setdefault(size, {})[key] = candidate
+            override[size][key] = candidate
         table.clear()
         table.update(own)
         try:

@@ -1,13 +1,10 @@
-"""Claims about our kernels inside real programs on a GPU, made of each GPU backend that runs here."""
+"""Claims that need a GPU, made of each GPU backend that runs here. What any device can show is in test_programs.py."""
 
 from __future__ import annotations
 
-import copy
-import os
-
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
+from programs import assert_same, gradients, problem
 
 import din_kernels as dk
 from din_kernels import backends
@@ -27,25 +24,6 @@ def backend(request):
         yield request.param
 
 
-def problem(users=64, dim=64, dtype=torch.float32, activation="sigmoid", device="cuda"):
-    """A unit, candidates and a packed history of lengths 0 .. 199 on the GPU."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(0, 200, (users,), generator=generator)
-    values = torch.randn(int(lengths.sum()), dim, generator=generator).to(device, dtype).requires_grad_()
-    query = torch.randn(users, dim, generator=generator).to(device, dtype).requires_grad_()
-    unit = dk.nn.LocalActivationUnit(dim, activation=activation).to(device, dtype)
-    return unit, query, dk.Jagged(values, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device))
-
-
-def gradients(pooled, unit, query, history):
-    return torch.autograd.grad(pooled.float().square().sum(), [query, history.values, *unit.parameters()])
-
-
-def assert_same(found, expected, **tolerance):
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, **tolerance)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("activation", ACTIVATION_CASES)
@@ -56,12 +34,6 @@ def test_outputs_and_all_gradients_equal_the_reference(activation, layout, dtype
         case = make_case(features, activation, normalize, layout)
         wrong = [each for each in deviations(case, backend, dtype, "cuda") if not each.ratio <= 1]
         assert not wrong, wrong
-
-
-def test_torch_compile_takes_the_unit_whole(backend):
-    unit, query, history = problem()
-    compiled = torch.compile(lambda q, h: unit(q, h), fullgraph=True)
-    assert_same([compiled(query, history)], [unit(query, history)], rtol=0, atol=0)
 
 
 def test_a_captured_graph_replays_forward_and_backward(backend):
@@ -97,40 +69,6 @@ def test_tensors_may_be_on_another_device_than_the_current_one(backend):
     here, there = problem(), problem(device="cuda:1")
     there[0].load_state_dict(here[0].state_dict())
     assert_same([there[0](*there[1:]).cpu()], [here[0](*here[1:]).cpu()])
-
-
-def test_autocast_stores_rows_in_half_precision_and_keeps_weights(backend):
-    unit, query, history = problem()
-    with torch.autocast("cuda", torch.bfloat16):
-        pooled = unit(query, history)
-    assert pooled.dtype == torch.bfloat16
-    grads = gradients(pooled, unit, query, history)
-    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
-
-
-def test_checkpointed_gradients_are_the_same(backend):
-    unit, query, history = problem()
-    torch.use_deterministic_algorithms(True)
-    try:
-        plain = gradients(unit(query, history), unit, query, history)
-        again = gradients(checkpoint(unit, query, history, use_reentrant=False), unit, query, history)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert_same(again, plain, rtol=0, atol=0)
-
-
-def test_distributed_gradient_hooks_fire(backend, tmp_path):
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        unit, query, history = problem()
-        plain = copy.deepcopy(unit)
-        wrapped = torch.nn.parallel.DistributedDataParallel(unit, device_ids=[0])
-        for module in (wrapped, plain):
-            module(query, history).square().sum().backward()
-        assert_same([p.grad for p in unit.parameters()], [p.grad for p in plain.parameters()], rtol=1e-4, atol=1e-4)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "dice"])

@@ -6,12 +6,17 @@ The interpreter is chosen when Triton is imported, so test_triton.py runs this f
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import din_kernels as dk
 from din_kernels.backends.triton import INTERPRETED, chips, local_activation
+from din_kernels.backends.triton.local_activation_plan import tiles
+from din_kernels.benchmarking.shapes import Shape
 from din_kernels.gather import Gather
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
 from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
@@ -40,6 +45,12 @@ def uninitialized_memory_is_nan():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def short_histories_are_grouped_in_fp32_too(monkeypatch):
+    """So that the bound of fp32 holds for this path as well, which only 16-bit rows take."""
+    monkeypatch.setitem(chips.stored("local_activation")["default"]["32 bit"], "fold_from", 24)
 
 
 def holds(case, dtype, names=""):
@@ -198,6 +209,15 @@ def test_rows_beyond_2_to_31_elements_are_found():
     torch.testing.assert_close(pooled, near, rtol=1e-6, atol=1e-6)
 
 
+def test_short_histories_fold_in_fp32_and_are_grouped_in_half_precision(monkeypatch):
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr(local_activation, "tiles", lambda *a, **k: seen.append(tiles(*a, **k)) or seen[-1])
+    for dtype in (torch.float32, torch.bfloat16):
+        holds(make_case("concat", "sigmoid", "softmax", "packed", **SHAPES["grouped"]), dtype)
+    assert [each.constants["FOLD"] for each in seen] == [True, True, False, False]
+
+
 def test_outer_is_the_same_in_chunks_of_candidates(monkeypatch):
     case = make_case("outer", "sigmoid", "none", "packed", **SHAPES["folded"])
     monkeypatch.setattr(local_activation, "CHUNK_BYTES", 2 * 24 * 19 * 4)
@@ -247,9 +267,10 @@ def test_one_step_equals_the_reference_with_long_runs_of_equal_ids(rule):
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("padding_idx", [None, 3])
-def test_penalty_and_gradient_equal_the_reference(padding_idx, sparse):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_penalty_and_gradient_equal_the_reference(dtype, padding_idx, sparse):
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(40, 19, generator=generator, requires_grad=True)
+    weight = torch.randn(40, 19, generator=generator).to(dtype).requires_grad_()
     counts = torch.randint(0, 5, (40,), generator=generator)
     for ids in (
         torch.randint(0, 40, (70,), generator=generator),
@@ -260,9 +281,11 @@ def test_penalty_and_gradient_equal_the_reference(padding_idx, sparse):
         for backend in ("triton", "reference"):
             with dk.use_backend(backend):
                 penalty = dk.mba_penalty(weight, ids, counts, 0.3, padding_idx, sparse=sparse)
+            assert penalty.dtype == torch.float32
             found.append((penalty.detach(), torch.autograd.grad(penalty, weight)[0].to_dense()))
         for ours, theirs in zip(*found, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+            rounding = torch.finfo(ours.dtype).eps
+            torch.testing.assert_close(ours, theirs, rtol=8 * rounding, atol=8 * torch.finfo(torch.float32).eps)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -302,3 +325,28 @@ def test_dice_of_no_valid_row_is_defined():
             torch.ones(3, 5), torch.zeros(5), training=True, mask=torch.zeros(3, dtype=torch.bool)
         )
     assert (y == 0).all() and (mean == 0).all() and (var == 1).all() and count == 0
+
+
+# --- what only a machine with a GPU runs ------------------------------------------------------------------------------
+
+
+def test_the_gpu_check_goes_through_a_shape_and_a_step_of_the_optimizer(monkeypatch):
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_check.py"
+    spec = importlib.util.spec_from_file_location("gpu_check", path)
+    gpu_check = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu_check)
+
+    def measured(call):
+        call()
+        return {"median_ms": 1.0, "p20_ms": 1.0, "p80_ms": 1.0, "peak_mb": 0.0}
+
+    monkeypatch.setattr(gpu_check, "measure", measured)
+    monkeypatch.setattr(gpu_check, "on_gpu", lambda inputs: inputs)
+    monkeypatch.setattr(gpu_check, "floor_ms", lambda inputs: {"bytes": 0.5, "products": 0.2})
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    shape = Shape("tiny", lambda generator: generator.integers(1, 6, 4), 5, "a few", dim=16, candidates=2)
+    found = gpu_check.benchmark(shape, float("inf"), ["triton"])
+    assert not found["skipped"] and len(found["variants"]) == 4 and found["share of floor"] == 0.5
+    assert found["variants"]["triton"]["error over bound"] <= 1
+    for step in gpu_check.sparse_steps(["triton"], "cpu", (50, 8, 30)).values():
+        step()

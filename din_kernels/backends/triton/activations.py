@@ -34,23 +34,24 @@ def sigmoid(x, FAST: tl.constexpr):
 def load_params(
     pointers,  # prelu: slope; dice: alpha, mean, var (and the two averages); each [H] or [1]
     eps,
+    zero,  # see blocks.unseen_zero
     SPANS: tl.constexpr, STEPS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Per span the parameters of its channels, each [width]."""
     out = ()
     if ACTIVATION == "prelu":
-        slope = load_vectors(pointers[0], SPANS, STEPS[0], 0.0)
+        slope = load_vectors(pointers[0], zero, SPANS, STEPS[0], 0.0)
         for o in tl.static_range(len(SPANS) // 3):
             out = out + ((slope[o],),)
     elif ACTIVATION == "dice":
-        alpha = load_vectors(pointers[0], SPANS, STEPS[0], 0.0)
-        mean = load_vectors(pointers[1], SPANS, STEPS[1], 0.0)
-        var = load_vectors(pointers[2], SPANS, STEPS[2], 1.0)
+        alpha = load_vectors(pointers[0], zero, SPANS, STEPS[0], 0.0)
+        mean = load_vectors(pointers[1], zero, SPANS, STEPS[1], 0.0)
+        var = load_vectors(pointers[2], zero, SPANS, STEPS[2], 1.0)
         for o in tl.static_range(len(SPANS) // 3):
             out = out + ((alpha[o], mean[o], 1.0 / tl.sqrt(var[o] + eps)),)
         if len(STEPS) == 5:
-            first, second = out, load_vectors(pointers[3], SPANS, STEPS[3], 0.0)
-            third = load_vectors(pointers[4], SPANS, STEPS[4], 0.0)
+            first, second = out, load_vectors(pointers[3], zero, SPANS, STEPS[3], 0.0)
+            third = load_vectors(pointers[4], zero, SPANS, STEPS[4], 0.0)
             out = ()
             for o in tl.static_range(len(SPANS) // 3):
                 out = out + (first[o] + (second[o], third[o]),)

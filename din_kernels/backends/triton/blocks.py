@@ -39,7 +39,8 @@ def narrow(x, DTYPE: tl.constexpr):
     """x in DTYPE, to the nearest. The interpreter would cut fp32 off to bf16, so it adds half a unit first."""
     if _INTERPRETED and DTYPE == tl.bfloat16 and x.dtype == tl.float32:
         bits = x.to(tl.uint32, bitcast=True)
-        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        # What is left below is cleared: for a 0 it would be a denormal, which the interpreter takes for 2^-126.
+        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
         x = tl.where(x == x, nearest, x)
     return x.to(DTYPE)
 
@@ -75,12 +76,23 @@ def zero_rows(ROWS: tl.constexpr, SPANS: tl.constexpr):
 
 
 @triton.jit
-def load_vectors(pointer, SPANS: tl.constexpr, STEP: tl.constexpr, OTHER: tl.constexpr):
+def unseen_zero(counter):
+    """0, of a loop's counter that is never negative.
+
+    What is addressed with it is loaded anew each time and not kept across the loop, nor are its addresses: the compiler
+    knows no better. 80 channels of one vector, in the layout of a tensor core's result, take 20 registers of every
+    thread. A multiple of 64, so that loads stay as wide.
+    """
+    return tl.minimum(counter, 0) * 64
+
+
+@triton.jit
+def load_vectors(pointer, zero, SPANS: tl.constexpr, STEP: tl.constexpr, OTHER: tl.constexpr):
     """A vector as fp32 blocks; STEP 0 repeats its one entry. What lies beyond is OTHER."""
     out = ()
     for o in tl.static_range(len(SPANS) // 3):
         column = tl.arange(0, SPANS[3 * o + 1])
-        value = tl.load(pointer + (SPANS[3 * o] + column) * STEP, mask=column < SPANS[3 * o + 2], other=OTHER)
+        value = tl.load(pointer + (SPANS[3 * o] + column + zero) * STEP, mask=column < SPANS[3 * o + 2], other=OTHER)
         out = out + (value.to(tl.float32),)
     return out
 
@@ -93,20 +105,27 @@ def store_vectors(pointer, values, SPANS: tl.constexpr):
 
 
 @triton.jit
-def load_matrix(
+def load_block(
     pointer,  # [out, stride], as torch.nn.Linear keeps its weight
     stride,
-    IN: tl.constexpr, OUT: tl.constexpr, DTYPE: tl.constexpr,
+    zero,  # see unseen_zero
+    IN: tl.constexpr, FROM: tl.constexpr, OUT: tl.constexpr, TO: tl.constexpr,
 ):  # fmt: skip
-    """The transpose of a weight as blocks [in width, out width]; zero beyond."""
+    """Block (FROM, TO) of the transpose of a weight, [in width, out width]; zero beyond."""
+    source, target = tl.arange(0, IN[3 * FROM + 1]), tl.arange(0, OUT[3 * TO + 1])
+    inside = (source < IN[3 * FROM + 2])[:, None] & (target < OUT[3 * TO + 2])[None, :]
+    at = (OUT[3 * TO] + target)[None, :] * stride + (IN[3 * FROM] + source + zero)[:, None]
+    return tl.load(pointer + at, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_matrix(pointer, stride, IN: tl.constexpr, OUT: tl.constexpr, DTYPE: tl.constexpr):
+    """The transpose of a weight as blocks, see load_block."""
     out = ()
     for i in tl.static_range(len(IN) // 3):
         row = ()
         for o in tl.static_range(len(OUT) // 3):
-            source, target = tl.arange(0, IN[3 * i + 1]), tl.arange(0, OUT[3 * o + 1])
-            inside = (source < IN[3 * i + 2])[:, None] & (target < OUT[3 * o + 2])[None, :]
-            at = (OUT[3 * o] + target)[None, :] * stride + (IN[3 * i] + source)[:, None]
-            row = row + (narrow(tl.load(pointer + at, mask=inside, other=0.0), DTYPE),)
+            row = row + (narrow(load_block(pointer, stride, 0, IN, i, OUT, o), DTYPE),)
         out = out + (row,)
     return out
 

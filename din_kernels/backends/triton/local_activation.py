@@ -60,10 +60,10 @@ def chunks(call: Call):
     by_query = outer_weight(weight, dim)
     key = weight[:, dim : 2 * dim].reshape(-1)
     chunk = max(1, CHUNK_BYTES // (width * dim * call.dtype.itemsize))
-    for first in range(0, call.queries, chunk):
+    for first in range(0, max(call.queries, 1), chunk):
         last = min(first + chunk, call.queries)
         folded = torch.addmm(key, query_rows(call, first, last), by_query)
-        yield first, last, folded.view(-1, width, dim)
+        yield first, last, folded.view(last - first, width, dim)
 
 
 def outer_weight(weight: torch.Tensor, dim: int) -> torch.Tensor:

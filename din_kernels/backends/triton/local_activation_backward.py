@@ -19,6 +19,7 @@ from din_kernels.backends.triton.blocks import (
     add_outer,
     add_row_groups,
     dot_rows,
+    load_block,
     load_rows,
     multiply_transposed,
     narrow,
@@ -29,6 +30,7 @@ from din_kernels.backends.triton.blocks import (
     store_rows,
     store_vectors,
     to_dtype,
+    unseen_zero,
     zero_matrix,
     zero_rows,
     zero_vectors,
@@ -36,10 +38,12 @@ from din_kernels.backends.triton.blocks import (
 from din_kernels.backends.triton.local_activation_tile import (
     first_z,
     layers_above,
+    load_channels,
     load_first,
     load_last,
-    load_layers,
+    load_matrices,
     load_source,
+    load_terms,
     open_group,
     pairs_of,
     part_of,
@@ -59,6 +63,25 @@ def load_pairs(pointer, pair_begin, candidate, active, t0, inside, GROUP: tl.con
     """Entries of pairs t0 .. t0 + LENGTH of each candidate, [GROUP * LENGTH] fp32."""
     at = tl.load(pair_begin + candidate, mask=active, other=0)[:, None] + (t0 + tl.arange(0, LENGTH))[None, :]
     return tl.load(pointer + tl.reshape(at, [GROUP * LENGTH]), mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def without_residual(
+    ds, w, counts,  # [GROUP * LENGTH]: w (dw - mean), w, and whether the pair counts
+    residual,  # [GROUP]: sum of ds over the tiles before
+    ends,  # [GROUP]: whether the candidate's history ends in this tile, none of it in another program
+    GROUP: tl.constexpr, LENGTH: tl.constexpr,
+):  # fmt: skip
+    """ds, and the residual with this tile's. Over a whole history sum_r w_r (dw_r - mean) would be 0 if pooled, of
+    which the mean is made, were exact; the last tile takes what it is, in proportion to w, since gradients of the last
+    layer are sums over terms that cancel."""
+    tile = tl.reshape(tl.where(counts, ds, 0.0), [GROUP, LENGTH])
+    weight = tl.reshape(tl.where(counts, w, 0.0), [GROUP, LENGTH])
+    residual += tl.sum(tile, 1)
+    total = tl.sum(weight, 1)
+    takes = ends & (total > 0)
+    share = tl.where(takes, residual / tl.where(takes, total, 1.0), 0.0)
+    return tl.reshape(tile - weight * share[:, None], [GROUP * LENGTH]), residual
 
 
 @triton.jit
@@ -105,7 +128,7 @@ def add_sums(total, added, inside):
 @triton.jit
 def through_layers(
     ds,  # [ROWS] fp32
-    zs, hs, layers, w_last,  # as in layers_above
+    zs, hs, matrices, channels, w_last,  # as in layers_above
     inside,  # [ROWS]: pairs that count in sums
     grads,  # by zero_layers
     LAYERS: tl.constexpr, HIDDEN: tl.constexpr, STOP: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr,
@@ -122,9 +145,9 @@ def through_layers(
                     dh = dh + (ds[:, None] * w_last[o][None, :],)
             else:
                 dh = multiply_transposed(
-                    to_dtype(dz, DTYPE), layers[layer + 1][0], ROWS, static(LAYERS[layer]), PRECISION
+                    to_dtype(dz, DTYPE), matrices[layer + 1], ROWS, static(LAYERS[layer]), PRECISION
                 )
-            dz, added = through_activation(zs[layer], dh, layers[layer][2], ACTIVATION, FAST)
+            dz, added = through_activation(zs[layer], dh, channels[layer][1], ACTIVATION, FAST)
             # Dice's batch statistics give rows that are not there a gradient too.
             dz = select_rows(inside, dz)
             matrix, bias = grads[HIDDEN - 1 - layer][0], grads[HIDDEN - 1 - layer][1]
@@ -195,8 +218,8 @@ def backward_kernel(
     product = ()
     if not FOLD:
         key, product = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
-    layers = load_layers(mlp[0], mlp[1], mlp[2], mlp[3], LAYERS, WIDTHS, STEPS, HIDDEN, ACTIVATION, DTYPE)
-    w_last, b_last = load_last(mlp[0], mlp[1], LAYERS, HIDDEN)
+    matrices = load_matrices(mlp[0], LAYERS, WIDTHS, HIDDEN, DTYPE)
+    b_last = tl.load(mlp[1][HIDDEN]).to(tl.float32)
     d_key = ()
     d_product = ()
     if len(mlp[4]) > 0:
@@ -214,15 +237,15 @@ def backward_kernel(
         group, split = work // splits, work % splits
         if SHARED == "ordered":
             group = tl.load(order + work)
-        candidate, present, start, count, q, c, a = open_group(
-            tl.cast(group, tl.int32), first, last, source, where, term, folded, mlp[4], key,
+        candidate, present, start, count, a = open_group(
+            tl.cast(group, tl.int32), first, last, source, where, folded, mlp[4], key,
             D_SPANS, Q_SOURCES, DIM, static(LAYERS[0]), WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
         )  # fmt: skip
         active = present & (count > 0)
-        g = load_rows(grad_pooled, DIM, candidate, active, D_SPANS)
         shift, delta = tl.zeros([GROUP], tl.float32), tl.zeros([GROUP], tl.float32)
         if SOFTMAX:
             shift = tl.load(logsumexp + candidate, mask=active, other=0.0)
+            g = load_rows(grad_pooled, DIM, candidate, active, D_SPANS)
             delta = dot_rows(g, load_rows(pooled, DIM, candidate, active, D_SPANS), GROUP)
             if grad_pair_weights is not None:
                 for t0 in range(0, tl.max(count, 0), LENGTH):
@@ -230,6 +253,7 @@ def backward_kernel(
                     w = load_pairs(pair_weights, pair_begin, candidate, active, t0, counts, GROUP, LENGTH)
                     gw = load_pairs(grad_pair_weights, pair_begin, candidate, active, t0, counts, GROUP, LENGTH)
                     delta += tl.sum(tl.reshape(w * gw, [GROUP, LENGTH]), 1)
+        residual = tl.zeros([GROUP], tl.float32)
         dq = zero_rows(GROUP, D_SPANS)
         dc = zero_rows(GROUP, static(LAYERS[0]))
         da = ()
@@ -239,20 +263,28 @@ def backward_kernel(
         for t0 in range(t_first, t_last, LENGTH):
             row, valid, counts = pairs_of(start, count, t0, where, GROUP, LENGTH)
             k = load_source(source[2], source[3], row, valid, D_SPANS, K_SOURCES)
+            zero = unseen_zero(t0)
+            q, c = load_terms(
+                source, term, candidate + zero, active, D_SPANS, Q_SOURCES, static(LAYERS[0]), WIDTHS[0], FOLD
+            )
+            channels = load_channels(mlp, zero, LAYERS, STEPS, HIDDEN, ACTIVATION)
+            w_last = load_last(mlp[0], zero, LAYERS, HIDDEN)
             z = first_z(k, q, c, a, product, LENGTH, FOLD, PRECISION)
-            zs, hs = layers_above(z, layers, HIDDEN, ROWS, DTYPE, PRECISION, ACTIVATION, FAST)
+            zs, hs = layers_above(z, matrices, channels, HIDDEN, ROWS, DTYPE, PRECISION, ACTIVATION, FAST)
             w = scale * score_of(zs, hs, w_last, b_last, ROWS, HIDDEN)
-            each_g = repeat_rows(g, LENGTH)
+            each_g = repeat_rows(load_rows(grad_pooled, DIM, candidate + zero, active, D_SPANS), LENGTH)
             dw = dot_rows(each_g, k, ROWS)
             if grad_pair_weights is not None:
                 dw += load_pairs(grad_pair_weights, pair_begin, candidate, active, t0, counts, GROUP, LENGTH)
-            ds = scale * dw
             if SOFTMAX:
                 w = tl.exp(w - repeat_vector(shift, LENGTH))
-                ds = scale * w * (dw - repeat_vector(delta, LENGTH))
-            ds = tl.where(counts, ds, 0.0)
-            dz, d_layers = through_layers(ds, zs, hs, layers, w_last, valid, d_layers, LAYERS, HIDDEN, STOP, ROWS,
-                                          DTYPE, PRECISION, ACTIVATION, FAST)  # fmt: skip
+                ends = (t0 + LENGTH >= count) & (splits == 1)
+                dw, residual = without_residual(
+                    w * (dw - repeat_vector(delta, LENGTH)), w, counts, residual, ends, GROUP, LENGTH
+                )
+            ds = tl.where(counts, scale * dw, 0.0)
+            dz, d_layers = through_layers(ds, zs, hs, matrices, channels, w_last, valid, d_layers, LAYERS, HIDDEN, STOP,
+                                          ROWS, DTYPE, PRECISION, ACTIVATION, FAST)  # fmt: skip
             if STOP < 0:
                 d_bias += tl.sum(ds, 0)
                 if HIDDEN > 0:
@@ -288,7 +320,8 @@ def backward_kernel(
                     grad_folded + tl.cast(group, tl.int64) * WIDTHS[0] * DIM, DIM, da, D_SPANS, static(LAYERS[0])
                 )
             elif FOLD:
-                _, product_again = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
+                zero = unseen_zero(group)
+                q = load_source(source[0], source[1], candidate, active, D_SPANS, Q_SOURCES)
                 new_key = ()
                 new_product = ()
                 new_q = ()
@@ -300,7 +333,8 @@ def backward_kernel(
                     for o in tl.static_range(len(da[b])):
                         row_key = row_key + (d_key[b][o] + da[b][o],)
                         row_product = row_product + (d_product[b][o] + da[b][o] * column,)
-                        along += tl.sum(da[b][o] * product_again[b][o].to(tl.float32), 1)
+                        weight = load_block(mlp[4][1], STRIDES[1], zero, D_SPANS, b, static(LAYERS[0]), o)
+                        along += tl.sum(da[b][o] * narrow(weight, DTYPE).to(tl.float32), 1)
                     new_key, new_product = new_key + (row_key,), new_product + (row_product,)
                     new_q = new_q + (along[None, :],)
                 d_key, d_product, dq = new_key, new_product, new_q

@@ -15,6 +15,7 @@ from din_kernels.backends.triton.blocks import (
     static,
     store_rows,
     store_vectors,
+    unseen_zero,
     zero_rows,
     zero_vectors,
 )
@@ -22,10 +23,12 @@ from din_kernels.backends.triton.local_activation_tile import (
     candidates_of,
     first_z,
     layers_above,
+    load_channels,
     load_first,
     load_last,
-    load_layers,
+    load_matrices,
     load_source,
+    load_terms,
     open_group,
     pairs_of,
     part_of,
@@ -85,12 +88,12 @@ def forward_kernel(
     product = ()
     if not FOLD:
         key, product = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
-    layers = load_layers(mlp[0], mlp[1], mlp[2], mlp[3], LAYERS, WIDTHS, STEPS, HIDDEN, ACTIVATION, DTYPE)
-    w_last, b_last = load_last(mlp[0], mlp[1], LAYERS, HIDDEN)
+    matrices = load_matrices(mlp[0], LAYERS, WIDTHS, HIDDEN, DTYPE)
+    b_last = tl.load(mlp[1][HIDDEN]).to(tl.float32)
     for work in range(tl.program_id(0), tl.cdiv(last - first, GROUP) * splits, tl.num_programs(0)):
         group, split = work // splits, work % splits
-        candidate, present, start, count, q, c, a = open_group(
-            tl.cast(group, tl.int32), first, last, source, where, term, folded, mlp[4], key,
+        candidate, present, start, count, a = open_group(
+            tl.cast(group, tl.int32), first, last, source, where, folded, mlp[4], key,
             D_SPANS, Q_SOURCES, DIM, static(LAYERS[0]), WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
         )  # fmt: skip
         out = zero_rows(GROUP, D_SPANS)
@@ -100,8 +103,15 @@ def forward_kernel(
         for t0 in range(t_first, t_last, LENGTH):
             row, valid, counts = pairs_of(start, count, t0, where, GROUP, LENGTH)
             k = load_source(source[2], source[3], row, counts, D_SPANS, K_SOURCES)
+            zero = unseen_zero(t0)
+            q, c = load_terms(
+                source, term, candidate + zero, present & (count > 0), D_SPANS, Q_SOURCES, static(LAYERS[0]), WIDTHS[0],
+                FOLD,
+            )  # fmt: skip
+            channels = load_channels(mlp, zero, LAYERS, STEPS, HIDDEN, ACTIVATION)
             z = first_z(k, q, c, a, product, LENGTH, FOLD, PRECISION)
-            zs, hs = layers_above(z, layers, HIDDEN, ROWS, DTYPE, PRECISION, ACTIVATION, FAST)
+            zs, hs = layers_above(z, matrices, channels, HIDDEN, ROWS, DTYPE, PRECISION, ACTIVATION, FAST)
+            w_last = load_last(mlp[0], zero, LAYERS, HIDDEN)
             score = scale * score_of(zs, hs, w_last, b_last, ROWS, HIDDEN)
             if pair_begin is not None:
                 to = tl.load(pair_begin + candidate, mask=present, other=0)
@@ -221,19 +231,25 @@ def statistics_kernel(
     product = ()
     if not FOLD:
         key, product = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
-    layers = load_layers(mlp[0], mlp[1], mlp[2], mlp[3], LAYERS, WIDTHS, STEPS, LAYER, ACTIVATION, DTYPE)
+    matrices = load_matrices(mlp[0], LAYERS, WIDTHS, LAYER, DTYPE)
     n = tl.zeros([], tl.float32)
     mean, square = zero_vectors(static(LAYERS[LAYER])), zero_vectors(static(LAYERS[LAYER]))
     for group in range(tl.program_id(0), tl.cdiv(last - first, GROUP), tl.num_programs(0)):
-        candidate, present, start, count, q, c, a = open_group(
-            tl.cast(group, tl.int32), first, last, source, where, term, folded, mlp[4], key,
+        candidate, present, start, count, a = open_group(
+            tl.cast(group, tl.int32), first, last, source, where, folded, mlp[4], key,
             D_SPANS, Q_SOURCES, DIM, static(LAYERS[0]), WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
         )  # fmt: skip
         for t0 in range(0, tl.max(count, 0), LENGTH):
             row, valid, _ = pairs_of(start, count, t0, where, GROUP, LENGTH)
             k = load_source(source[2], source[3], row, valid, D_SPANS, K_SOURCES)
+            zero = unseen_zero(t0)
+            q, c = load_terms(
+                source, term, candidate + zero, present & (count > 0), D_SPANS, Q_SOURCES, static(LAYERS[0]), WIDTHS[0],
+                FOLD,
+            )  # fmt: skip
+            channels = load_channels(mlp, zero, LAYERS, STEPS, LAYER, ACTIVATION)
             z = first_z(k, q, c, a, product, LENGTH, FOLD, PRECISION)
-            zs, _ = layers_above(z, layers, LAYER, ROWS, DTYPE, PRECISION, ACTIVATION, FAST)
+            zs, _ = layers_above(z, matrices, channels, LAYER, ROWS, DTYPE, PRECISION, ACTIVATION, FAST)
             here = tl.sum(valid.to(tl.float32), 0)  # at least 1: the longest history of the group reaches into the tile
             sums = add_column_sums(zero_vectors(static(LAYERS[LAYER])), select_rows(valid, zs[LAYER]))
             share = here / (n + here)

@@ -92,14 +92,16 @@ class Tiles(NamedTuple):
 
 def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Tiles:
     """Folded from an average history of `fold_from` behaviours on (M / U, which no wait for the GPU reads), for
-    outer, which has no other form, and where tiles must hold a single candidate; grouped below. Histories are split
-    where the candidates alone leave programs idle.
+    outer, which has no other form, and where tiles must hold a single candidate; grouped below. In fp32 always folded:
+    Wk' and Wp as they are take 130 KB of shared memory and more registers than there are, A_i half of it. Histories are
+    split where the candidates alone leave programs idle. An activation may have a shape of its own.
     """
     config = chips.configuration("local_activation", call.device)
     average = call.rows // max(call.users, 1)
-    folded = single or call.features == "outer" or average >= config["fold_from"]
     shapes = config["16 bit" if call.dtype.itemsize == 2 else "32 bit"]
-    shape = dict(shapes[("folded" if folded else "grouped") + direction])
+    folded = single or call.features == "outer" or average >= shapes["fold_from"]
+    path = ("folded" if folded else "grouped") + direction
+    shape = dict(shapes.get(f"{path}, {call.constants['ACTIVATION']}", shapes[path]))
     group, length = shape.pop("group"), shape.pop("length")
     # Wide rows: as many elements in a tile as at D = 128.
     while call.constants["DIM"] * length > 128 * shapes["folded"]["length"] and length * group > LEAST:
@@ -109,4 +111,5 @@ def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Til
     parts = 1
     if splits and work < most:
         parts = max(1, min(most // work, average // (STEPS_PER_PART * length)))
-    return Tiles({"GROUP": group, "LENGTH": length, "FOLD": folded} | shape, min(work * parts, most), parts)
+    constants = {"GROUP": group, "LENGTH": length, "FOLD": folded} | shape | chips.compiler_options()
+    return Tiles(constants, min(work * parts, most), parts)

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from din_kernels.backends.triton.activations import activate, load_params
 from din_kernels.backends.triton.blocks import (
+    load_block,
     load_matrix,
     load_rows,
     load_vectors,
@@ -20,6 +21,7 @@ from din_kernels.backends.triton.blocks import (
     repeat_rows,
     static,
     to_dtype,
+    unseen_zero,
 )
 
 
@@ -93,14 +95,24 @@ def load_first(first, D_SPANS: tl.constexpr, SPANS: tl.constexpr, STRIDES: tl.co
 
 
 @triton.jit
-def fold(key, product, q, DTYPE: tl.constexpr):
-    """A_i^T = Wk'^T + diag(q_i) Wp^T of the one candidate q [1, width]."""
+def fold(
+    first,  # (Wk', Wp)
+    zero,  # see blocks.unseen_zero
+    q,  # [1, width] per span of D, of the one candidate
+    D_SPANS: tl.constexpr, SPANS: tl.constexpr, STRIDES: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """A_i^T = Wk'^T + diag(q_i) Wp^T, block by block, so that few of them are in registers at once.
+
+    Read anew for every candidate, from the L2 cache: kept, they would take 40 registers of each of 256 threads.
+    """
     out = ()
-    for i in tl.static_range(len(key)):
+    for i in tl.static_range(len(q)):
         column = tl.trans(q[i]).to(tl.float32)
         row = ()
-        for o in tl.static_range(len(key[i])):
-            row = row + (narrow(key[i][o].to(tl.float32) + column * product[i][o].to(tl.float32), DTYPE),)
+        for o in tl.static_range(len(SPANS) // 3):
+            key = load_block(first[0], STRIDES[0], zero, D_SPANS, i, SPANS, o).to(tl.float32)
+            product = load_block(first[1], STRIDES[1], zero, D_SPANS, i, SPANS, o).to(tl.float32)
+            row = row + (narrow(key + column * product, DTYPE),)
         out = out + (row,)
     return out
 
@@ -108,28 +120,36 @@ def fold(key, product, q, DTYPE: tl.constexpr):
 @triton.jit
 def open_group(
     group, first, last,
-    source, where, term, folded,  # as in forward_kernel
+    source, where, folded,  # as in forward_kernel
     first_layer,  # (Wk', Wp); none for outer, whose A comes ready
     key,  # Wk'^T, where not FOLD
     D_SPANS: tl.constexpr, Q_SOURCES: tl.constexpr, DIM: tl.constexpr, SPANS: tl.constexpr, WIDTH: tl.constexpr,
     STRIDES: tl.constexpr, GROUP: tl.constexpr, FOLD: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """candidates_of, then q [GROUP, width] per span of D, c [GROUP, width] fp32 per span of H1, and A^T or Wk'^T.
-
-    Candidates without behaviours read as zero, so that a NaN there reaches no sum.
-    """
+    """candidates_of, then whether there are behaviours [GROUP], and A^T or Wk'^T."""
     candidate, present, start, count = candidates_of(group, first, last, where, GROUP)
     active = present & (count > 0)
-    q = load_source(source[0], source[1], candidate, active, D_SPANS, Q_SOURCES)
-    c = load_rows(term, WIDTH, candidate, active, SPANS)
     a = key
     if len(first_layer) == 0:
         a = load_matrix(folded + group.to(tl.int64) * WIDTH * DIM, DIM, D_SPANS, SPANS, DTYPE)
     elif FOLD:
-        # Read anew for every candidate, from the L2 cache: kept, they would take 40 registers of each of 256 threads.
-        wk, wp = load_first(first_layer, D_SPANS, SPANS, STRIDES, DTYPE)
-        a = fold(wk, wp, q, DTYPE)
-    return candidate, present, start, count, q, c, a
+        q = load_source(source[0], source[1], candidate, active, D_SPANS, Q_SOURCES)
+        a = fold(first_layer, unseen_zero(group), q, D_SPANS, SPANS, STRIDES, DTYPE)
+    return candidate, present, start, count, a
+
+
+@triton.jit
+def load_terms(
+    source, term,  # as in forward_kernel
+    candidate, active,  # [GROUP]
+    D_SPANS: tl.constexpr, SOURCES: tl.constexpr, SPANS: tl.constexpr, WIDTH: tl.constexpr, FOLD: tl.constexpr,
+):  # fmt: skip
+    """q [GROUP, width] per span of D where not FOLD, c [GROUP, width] fp32 per span of H1; zero where not active, so
+    that a NaN there reaches no sum. Anew for every tile, as load_channels."""
+    q = ()
+    if not FOLD:
+        q = load_source(source[0], source[1], candidate, active, D_SPANS, SOURCES)
+    return q, load_rows(term, WIDTH, candidate, active, SPANS)
 
 
 @triton.jit
@@ -143,44 +163,55 @@ def times_query(k, q, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def load_layers(
-    weights, biases,  # of all layers
-    params,  # per hidden layer, see activations.load_params
-    eps,
-    LAYERS: tl.constexpr, WIDTHS: tl.constexpr, STEPS: tl.constexpr,
-    UP_TO: tl.constexpr,  # activations of the layers below, weights of the layers up to it, where there is one
-    ACTIVATION: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """Per hidden layer (weight^T, bias, activation's parameters); without the first one's weight and bias."""
-    out = ()
-    for layer in tl.static_range(min(UP_TO + 1, len(STEPS))):
-        above = ()
-        matrix = ()
-        bias = ()
-        if layer < UP_TO:
-            above = load_params(params[layer], eps[layer], static(LAYERS[layer]), static(STEPS[layer]), ACTIVATION)
-        if layer > 0:
-            matrix = load_matrix(
-                weights[layer], WIDTHS[layer - 1], static(LAYERS[layer - 1]), static(LAYERS[layer]), DTYPE
-            )
-            bias = load_vectors(biases[layer], static(LAYERS[layer]), 1, 0.0)
-        out = out + ((matrix, bias, above),)
+def load_matrices(weights, LAYERS: tl.constexpr, WIDTHS: tl.constexpr, UP_TO: tl.constexpr, DTYPE: tl.constexpr):
+    """weight^T of hidden layers 1 .. UP_TO, where there are so many; nothing for layer 0."""
+    out = ((),)
+    for layer in tl.static_range(1, min(UP_TO + 1, len(WIDTHS))):
+        matrix = load_matrix(weights[layer], WIDTHS[layer - 1], static(LAYERS[layer - 1]), static(LAYERS[layer]), DTYPE)
+        out = out + (matrix,)
     return out
 
 
 @triton.jit
-def load_last(weights, biases, LAYERS: tl.constexpr, HIDDEN: tl.constexpr):
-    """Weight blocks and bias of the layer that gives the score; without a hidden layer the first does."""
+def load_channels(
+    mlp,  # (weights, biases, params, eps), one entry per layer each
+    zero,  # see blocks.unseen_zero
+    LAYERS: tl.constexpr, STEPS: tl.constexpr,
+    UP_TO: tl.constexpr,  # activations of the layers below, biases of the layers up to it, where there is one
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Per hidden layer (bias, activation's parameters), without the first one's bias, which is in c_i.
+
+    Anew for every tile: of Dice, bias, alpha, mean and deviation would take 80 registers of every thread.
+    """
+    out = ()
+    for layer in tl.static_range(min(UP_TO + 1, len(STEPS))):
+        above = ()
+        bias = ()
+        if layer < UP_TO:
+            above = load_params(
+                mlp[2][layer], mlp[3][layer], zero, static(LAYERS[layer]), static(STEPS[layer]), ACTIVATION
+            )
+        if layer > 0:
+            bias = load_vectors(mlp[1][layer], zero, static(LAYERS[layer]), 1, 0.0)
+        out = out + ((bias, above),)
+    return out
+
+
+@triton.jit
+def load_last(weights, zero, LAYERS: tl.constexpr, HIDDEN: tl.constexpr):
+    """Weight of the layer that gives the score, where a hidden one is below it; anew for every tile."""
     weight = ()
     if HIDDEN > 0:
-        weight = load_vectors(weights[HIDDEN], static(LAYERS[HIDDEN - 1]), 1, 0.0)
-    return weight, tl.load(biases[HIDDEN]).to(tl.float32)
+        weight = load_vectors(weights[HIDDEN], zero, static(LAYERS[HIDDEN - 1]), 1, 0.0)
+    return weight
 
 
 @triton.jit
 def layers_above(
     z,  # [ROWS, width] fp32 per span: the first layer before its activation
-    layers,  # by load_layers
+    matrices,  # by load_matrices
+    channels,  # by load_channels
     UP_TO: tl.constexpr,
     ROWS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
@@ -190,14 +221,14 @@ def layers_above(
     for layer in tl.static_range(UP_TO):
         h = ()
         for o in tl.static_range(len(zs[layer])):
-            h = h + (activate(zs[layer][o], layers[layer][2][o], ACTIVATION, FAST),)
+            h = h + (activate(zs[layer][o], channels[layer][1][o], ACTIVATION, FAST),)
         hs = hs + (h,)
-        if layer + 1 < len(layers):
+        if layer + 1 < len(channels):
             start = ()
-            bias = layers[layer + 1][1]
+            bias = channels[layer + 1][0]
             for o in tl.static_range(len(bias)):
                 start = start + (tl.broadcast_to(bias[o][None, :], [ROWS, tl.constexpr(bias[o].shape[0])]),)
-            zs = zs + (multiply_add(start, to_dtype(h, DTYPE), layers[layer + 1][0], PRECISION),)
+            zs = zs + (multiply_add(start, to_dtype(h, DTYPE), matrices[layer + 1], PRECISION),)
     return zs, hs
 
 
