@@ -364,3 +364,12 @@ def test_cuda_is_never_the_automatic_choice():
     served_by = {backend for *_, backend in dk.backends.capabilities("cuda")}
     assert "cuda" not in served_by
     assert all(dk.backends.module("cuda", op) is not None for op in dk.backends.OPS)
+
+
+def test_info_says_what_a_forced_cuda_serves_and_refuses(emulated):
+    with dk.use_backend("cuda"):
+        served = {row[:3]: row[3] for row in dk.backends.capabilities("cpu")}
+    refused = {key[1:]: reason for key, reason in served.items() if reason != "cuda"}
+    assert refused.keys() == {("dice_training", "some"), ("dtype", "float64")}
+    assert all(reason.startswith("none: backend 'cuda' cannot serve") for reason in refused.values())
+    assert "not verified on hardware" in dk.backends.remark("cuda")

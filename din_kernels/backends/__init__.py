@@ -155,7 +155,17 @@ def _warn_unavailable(name: str) -> None:
 
 
 def capabilities(device: str = "cpu") -> list[tuple[str, str, str, str]]:
-    """Rows (op, option, value, backend): which backend serves which option on this machine, other options default."""
+    """Rows (op, option, value, backend): which backend serves which option on this machine, other options default.
+
+    Where the forced backend refuses, its refusal stands for a name.
+    """
+
+    def serving(request: Request) -> str:
+        try:
+            return select(request)
+        except BackendError as refused:
+            return f"none: {refused}"
+
     default = {"features": "concat", "activation": "sigmoid", "normalize": "none",
                "dice_training": False, "query_to_user": False, "gather": False, "stats": "valid",
                "layout": "packed"}  # fmt: skip
@@ -175,11 +185,11 @@ def capabilities(device: str = "cpu") -> list[tuple[str, str, str, str]]:
             options = (
                 default | {option: value} | ({"activation": "dice"} if option in ("dice_training", "stats") else {})
             )
-            name = select(Request("local_activation", device, torch.float32, options))
+            name = serving(Request("local_activation", device, torch.float32, options))
             rows.append(("local_activation", option, str(value), name))
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        name = select(Request("local_activation", device, dtype, default))
+        name = serving(Request("local_activation", device, dtype, default))
         rows.append(("local_activation", "dtype", str(dtype).removeprefix("torch."), name))
     for op in OPS[1:]:
-        rows.append((op, "", "", select(Request(op, device, torch.float32))))
+        rows.append((op, "", "", serving(Request(op, device, torch.float32))))
     return rows

@@ -36,6 +36,6 @@ def run(options: argparse.Namespace) -> int:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     served = Table("op", "option", "value", "served by", title=f"which backend serves which option ({device} tensors)")
     for op, option, value, backend in backends.capabilities(device):
-        served.add_row(op, option, value, backend)
+        served.add_row(op, option, value, escape(backend))
     console.print(served)
     return 0
