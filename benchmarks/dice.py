@@ -1,4 +1,7 @@
-"""Dice in training, forward and backward: ours, and BatchNorm1d with elementwise operations, eager and compiled."""
+"""Dice in training, forward and backward: ours, and BatchNorm1d with elementwise operations, eager and compiled.
+
+Freed memory stays with the process, for all variants alike: glibc maps every tensor of 33 MB anew, at 6 ms of page faults.
+"""
 
 from __future__ import annotations
 
@@ -99,10 +102,11 @@ def compare(rows: int, channels: int, seconds: float) -> list[dict]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="timed seconds")
     harness.add_save(parser)
     options = parser.parse_args()
+    harness.keep_freed_memory()
     rows = [row for shape in SHAPES for row in compare(*shape, options.seconds / len(SHAPES))]
     wide_console().print(harness.table("Dice", rows))
     if options.save:

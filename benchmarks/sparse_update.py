@@ -11,7 +11,6 @@ system or not, depending on what else lies on the heap, and fresh memory costs 3
 from __future__ import annotations
 
 import argparse
-import ctypes
 import resource
 import sys
 from collections.abc import Callable
@@ -28,7 +27,6 @@ from din_kernels.commands.console import wide_console
 ENTRIES, DIM, LR = 52_000, 64, 0.01
 # With this exponent 52,000 draws from 1,000,000 rows hold about 11,000 different ones.
 ZIPF = 1.153
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 OURS = {
     "sgd": optim.SparseSGD,
     "adagrad": optim.SparseAdagrad,
@@ -39,13 +37,6 @@ TORCH = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "adam": torch.o
 FBGEMM = {"sgd": "EXACT_SGD", "rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD"}
 FUSED, FUSED_MBA, REFERENCE = "fused", "fused + MBA", "reference"
 PEER, TBE = "nn.Embedding + torch.optim", "FBGEMM TBE"
-
-
-def keep_freed_memory() -> None:
-    """Turns glibc's trimming and its mapping of large blocks off; other allocators keep memory anyway."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
-        mallopt(parameter, 2**30)
 
 
 def zipf_ids(rows: int, entries: int = ENTRIES, seed: int = 0) -> torch.Tensor:
@@ -187,7 +178,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=40.0, help="timed seconds")
     harness.add_save(parser)
     options = parser.parse_args()
-    keep_freed_memory()
+    harness.keep_freed_memory()
     console = wide_console()
     if options.sizes:
         rows = [row for rule in options.rules for row in over_sizes(rule, options.seconds / len(options.rules))]

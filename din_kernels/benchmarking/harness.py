@@ -8,6 +8,7 @@ that drift of the machine meets all of them, prints its rows (`table`) and keeps
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import json
 import os
@@ -31,6 +32,7 @@ from din_kernels.verification import compared
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class Timing(NamedTuple):
@@ -68,6 +70,18 @@ def interleaved(
             taken[name].append(time.perf_counter() - start)
         done += 1
     return {name: timing_of(values) for name, values in taken.items()}
+
+
+def keep_freed_memory() -> None:
+    """Freed memory stays with this process: from here on glibc does not trim its heap, nor maps large blocks apart.
+
+    By default tensors of many megabytes come from fresh memory in every call or in none, depending on their size and
+    on what else lies on the heap, and a page fault per 4 KB can cost more than a kernel does. Other allocators keep
+    memory anyway.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
+        mallopt(parameter, 2**30)
 
 
 def timing_of(values: Sequence[float]) -> Timing:
