@@ -13,6 +13,9 @@ namespace din_kernels {
 namespace cpu {
 namespace {
 
+// What the kernels need per channel.
+enum Number { kAlpha, kMean, kScale, kBias, kMeanU, kMeanUd, kNumbers };
+
 template <typename S>
 struct Problem {
     using T = Wide<S>;
@@ -20,7 +23,7 @@ struct Problem {
     const int64_t block_rows = std::max<int64_t>(1, kDiceBlock / std::max<int64_t>(args.channels, 1));
     const int64_t blocks = (args.rows + block_rows - 1) / block_rows;
     const int64_t padded = (args.channels + kDicePad - 1) / kDicePad * kDicePad;
-    Buffer<T> numbers{6 * padded, true};  // alpha, mean, scale, bias, mean_u, mean_ud
+    Buffer<T> numbers{kNumbers * padded, true};
     std::vector<int64_t> counts = valid_rows();
     int64_t count = std::accumulate(counts.begin(), counts.end(), int64_t(0));
 
@@ -40,16 +43,17 @@ struct Problem {
         const int64_t row = args.channels * int64_t(sizeof(S));
         return args.rows * row >= kDiceStream && row % kLine == 0 && reinterpret_cast<uintptr_t>(rows) % kLine == 0;
     }
-    T* of(int which) const { return numbers.data() + which * padded; }
+    T* of(Number which) const { return numbers.data() + which * padded; }
     void prepare() const {
         for (int64_t c = 0; c < args.channels; ++c) {
-            of(0)[c] = args.alpha[c], of(1)[c] = args.mean[c];
-            of(2)[c] = T(root(c) * (args.weight ? double(args.weight[c]) : 1));
-            of(3)[c] = args.bias ? args.bias[c] : T(0);
+            of(kAlpha)[c] = args.alpha[c], of(kMean)[c] = args.mean[c];
+            of(kScale)[c] = T(root(c) * (args.weight ? double(args.weight[c]) : 1));
+            of(kBias)[c] = args.bias ? args.bias[c] : T(0);
         }
     }
     DiceCall<S> call(T* partials) const {
-        return {&args, nullptr, block_rows, padded, of(0), of(1), of(2), of(3), of(4), of(5), partials, nullptr};
+        return {&args,      nullptr,   block_rows, padded,      of(kAlpha), of(kMean),
+                of(kScale), of(kBias), of(kMeanU), of(kMeanUd), partials,   nullptr};
     }
 };
 
@@ -130,8 +134,8 @@ void dice_backward(const DiceArgs<S>& args, const DiceGrads<S>& grads, int threa
         grads.alpha[c] = T(sums[c]);
         if (grads.weight) grads.weight[c] = T(root * ud);
         if (grads.bias) grads.bias[c] = T(u);
-        problem.of(4)[c] = T(u / n);
-        problem.of(5)[c] = T(root * root * ud / n);
+        problem.of(kMeanU)[c] = T(u / n);
+        problem.of(kMeanUd)[c] = T(root * root * ud / n);
     }
     if (!args.training) return;
     parallel_for(threads, problem.blocks,

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../unit_options.h"
 #include "bindings.h"
 
 namespace din_kernels::python {
@@ -80,19 +81,10 @@ LocalActivationArgs<T> arguments(const py::dict& call) {
     a.row_index = address<const int64_t>(call, "row_index"), a.row_mask = address<const bool>(call, "row_mask");
     a.query_to_user = address<const int64_t>(call, "query_to_user");
     a.pair_begin = address<const int64_t>(call, "pair_begin");
-    a.features =
-        parse<Features>("features", entry<std::string>(call, "features"),
-                        {{"concat", Features::kConcat}, {"product", Features::kProduct}, {"outer", Features::kOuter}});
-    a.activation = parse<Activation>("activation", entry<std::string>(call, "activation"),
-                                     {{"sigmoid", Activation::kSigmoid},
-                                      {"relu", Activation::kRelu},
-                                      {"prelu", Activation::kPrelu},
-                                      {"tanh", Activation::kTanh},
-                                      {"identity", Activation::kIdentity},
-                                      {"dice", Activation::kDice}});
+    a.features = parse_features(entry<std::string>(call, "features"));
+    a.activation = parse_activation(entry<std::string>(call, "activation"));
     a.dice_training = entry<bool>(call, "dice_training");
-    a.normalize = parse<Normalize>("normalize", entry<std::string>(call, "normalize"),
-                                   {{"none", Normalize::kNone}, {"softmax", Normalize::kSoftmax}});
+    a.normalize = parse_normalize(entry<std::string>(call, "normalize"));
     a.scale = T(entry<double>(call, "scale"));
     a.pooled = address<T>(call, "pooled"), a.logsumexp = address<double>(call, "logsumexp");
     a.pair_weights = address<T>(call, "pair_weights"), a.statistics = address<T>(call, "statistics");

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "../table_arrays.h"
+#include "../unit_options.h"
 #include "bindings.h"
 
 namespace din_kernels::python {
@@ -70,18 +71,9 @@ cuda::LocalActivation call_of(const py::dict& d) {
         layer.grad_param = array<float>(layers[l], "grad_param");
         layer.grad_u = array<float>(layers[l], "grad_u"), layer.grad_u_u = array<float>(layers[l], "grad_u_u");
     }
-    call.features =
-        parse<Features>("features", get<std::string>(d, "features"),
-                        {{"concat", Features::kConcat}, {"product", Features::kProduct}, {"outer", Features::kOuter}});
-    call.activation = parse<Activation>("activation", get<std::string>(d, "activation"),
-                                        {{"sigmoid", Activation::kSigmoid},
-                                         {"relu", Activation::kRelu},
-                                         {"prelu", Activation::kPrelu},
-                                         {"tanh", Activation::kTanh},
-                                         {"identity", Activation::kIdentity},
-                                         {"dice", Activation::kDice}});
-    call.normalize = parse<Normalize>("normalize", get<std::string>(d, "normalize"),
-                                      {{"none", Normalize::kNone}, {"softmax", Normalize::kSoftmax}});
+    call.features = parse_features(get<std::string>(d, "features"));
+    call.activation = parse_activation(get<std::string>(d, "activation"));
+    call.normalize = parse_normalize(get<std::string>(d, "normalize"));
     call.dice_training = get<bool>(d, "dice_training"), call.scale = get<float>(d, "scale");
     call.pooled = array<void>(d, "pooled"), call.logsumexp = array<double>(d, "logsumexp");
     call.pair_weights = array<float>(d, "pair_weights"), call.statistics = array<float>(d, "statistics");
