@@ -7,6 +7,7 @@ import torch
 from recorded_ops import opcheck_forward_and_backward, ops_called
 
 import din_kernels as dk
+from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
 
 LENGTHS = torch.tensor([3, 0, 12, 9])
 OFFSETS = torch.nn.functional.pad(LENGTHS.cumsum(0), (1, 0))
@@ -178,5 +179,34 @@ def test_the_penalty_compiles_whole_for_any_number_of_rows_and_ids(sparse, dynam
             value.backward()
             assert all(table.grad.is_sparse == sparse for table in tables)
             found.append([value, *(table.grad.to_dense() for table in tables)])
+        for ours, expected in zip(*found, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+# --- the optimizers' op -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("rule", ["sgd", "rowwise_adagrad", "adam"])
+def test_a_sparse_step_compiles_whole_for_any_number_of_rows_and_ids(rule, dynamic, backend, device):
+    torch._dynamo.reset()
+    hyper = Hyper(lr=0.1, step=0.1, beta1=0.9, beta2=0.99, eps=1e-8, coeff=0.1)
+
+    def step(weight, states, ids, grads, counts):
+        sparse_update([Table(weight, states, ids, grads, hyper, counts, padding_idx=0)], rule)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for n in SIZES:
+        generator = torch.Generator().manual_seed(n)
+        ids, counts = (torch.randint(0, n, shape, generator=generator) for shape in ((3 * n,), (n,)))
+        grads = torch.randn(3 * n, 4, generator=generator, dtype=torch.float64)
+        found = []
+        for call in (step, compiled):
+            weight = torch.linspace(-1, 1, n * 4, dtype=torch.float64).view(n, 4)
+            sizes = {"VD": (n, 4), "V": (n,)}
+            states = [torch.zeros(sizes[shape], dtype=torch.float64) for shape in RULES[rule]]
+            with dk.use_backend(backend):
+                call(weight, states, ids, grads, counts)
+            found.append([weight, *states])
         for ours, expected in zip(*found, strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)

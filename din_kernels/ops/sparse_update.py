@@ -123,7 +123,7 @@ def sparse_update(tables: list[Table], rule: str) -> None:
     for at, table in enumerate(tables):
         _check_table(at, table, rule)
         request = backends.Request("sparse_update", table.weight.device.type, table.weight.dtype, {
-            "rows": table.weight.shape[0], "entries": table.ids.shape[0],
+            "rows": backends.extent(table.weight.shape[0]), "entries": backends.extent(table.ids.shape[0]),
             "contiguous": all(tensor.is_contiguous() for tensor in (table.weight, *table.states)),
         })  # fmt: skip
         served.setdefault(backends.select(request), []).append(table)
