@@ -10,7 +10,7 @@ BUILT := $(VENV)/.built-cuda-$(or $(DIN_KERNELS_CUDA),auto)
 NATIVE := setup.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATTED := $(filter %.cpp %.cu %.cuh %.h,$(NATIVE))
 
-.PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized gpu-check lint format bench build clean
+.PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized test-gpu gpu-check lint format bench build clean
 
 demo: $(BUILT)
 	$(BIN)/din-kernels demo $(if $(DATA),--data $(DATA))
@@ -32,6 +32,11 @@ gpu-check:
 	if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; \
 	then $(PYTHON) benchmarks/gpu_check.py; \
 	else $(MAKE) build && $(BIN)/python benchmarks/gpu_check.py --no-build; fi
+
+# Every test that needs a GPU, with every combination of options; `gpu-check` runs a representative set. With what is
+# installed beside $(PYTHON); pytest-xdist, where it is, spreads the compilations.
+test-gpu:
+	$(PYTHON) -m pytest -q -m gpu $(if $(shell $(PYTHON) -c 'import xdist' 2> /dev/null && echo yes),-n auto) python_tests
 
 # The correctness suite on backend `cuda`, emulated on the CPU; `test` has a representative part of it.
 test-cuda-emulated: $(BUILT)

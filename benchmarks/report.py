@@ -7,9 +7,10 @@ is 1 when a table differs from the results.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from din_kernels.benchmarking import harness
+from din_kernels.benchmarking.gpu import FBGEMM
 from din_kernels.benchmarking.local_activation import BUCKETED, COMPILED, COPIES, EAGER, FOLDED, FUSED
 from din_kernels.benchmarking.shapes import CPU_SHAPES
 
+OURS, BOTH = ("cuda", "triton"), ("forward", "both")
 PAGES = ("README.md", "docs/performance.md")
 PLOT = "docs/images/speed.png"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -47,10 +50,12 @@ def caption(found: list[dict[str, Any]]) -> str:
 
     commands = dict.fromkeys(re.sub(r" --save.*| --seconds \S+", "", each["command"]) for each in found)
     script = next(iter(commands)).split()[1]
-    return (
-        f"`python {script}`, {values('cpu')}, {values('cores')} cores, {values('instruction set').split(' ')[0]}, "
-        f"{values('threads')} threads, torch {values('torch')}, {values('date')}, commit {values('commit')}\n"
-    )
+    if "chip" in found[0]["machine"]:
+        where = f"{values('chip')}, Triton {values('triton')}"
+    else:
+        isa = values("instruction set").split(" ")[0]
+        where = f"{values('cpu')}, {values('cores')} cores, {isa}, {values('threads')} threads"
+    return f"`python {script}`, {where}, torch {values('torch')}, {values('date')}, commit {values('commit')}\n"
 
 
 def by_variant(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -154,6 +159,67 @@ def _cell(key: str, value: Any) -> str:
     return _digits(value) if value >= 10 else f"{value:.2f}"
 
 
+def gpu(found: list[dict[str, Any]]) -> str:
+    """Milliseconds forward / forward + backward of each house shape on each chip, and ratios to our fastest backend."""
+    rows = []
+    for chip, row, variants in gpu_rows(found):
+        cells = [
+            "" if name not in variants else "{:.3f} / {:.3f}".format(*(variants[name][w]["median_ms"] for w in BOTH))
+            for name in (*OURS, EAGER, COMPILED, FOLDED)
+        ]
+        compiled = variants.get(COMPILED)
+        over = "" if compiled is None else " / ".join(f"{compiled[what]['ratio']:.1f}x" for what in BOTH)
+        dtype = row["dtype"].removeprefix("torch.")
+        rows.append([f"{chip}: `{row['shape']}`, {dtype}", *cells, over, f"{row['share of floor']:.2f}"])
+    heads = ["chip: shape", *OURS, EAGER, COMPILED, "folded by hand, compiled", "over compiled", "share of the floor"]
+    return markdown(heads, rows)
+
+
+def gpu_rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(chip, row, its variants) of every shape that one of our backends was measured on."""
+    for result in found:
+        for row in result["rows"]:
+            if "share of floor" in row:
+                yield result["machine"]["chip"], row, row["variants"]
+
+
+def gpu_aims(found: list[dict[str, Any]]) -> str:
+    """What is asked of `gpu_train`, `serving` and the sparse step, and what came."""
+    rows = []
+
+    def add(chip, what, aim, reached, met):
+        rows.append([f"{chip}: {what}", aim, reached, "yes" if met else "no"])
+
+    for chip, row, variants in gpu_rows(found):
+        if row["shape"] == "gpu_train":
+            best = min(
+                (variants[name] for name in OURS if name in variants), key=lambda own: own["forward"]["median_ms"]
+            )
+            if COMPILED in variants:
+                peer = variants[COMPILED]
+                for what, name, aim in (("forward", "forward", 6), ("forward + backward", "both", 5)):
+                    ratio = peer[name]["ratio"]
+                    add(chip, f"{what}, over compiled", f"{aim}x", f"{ratio:.1f}x", ratio >= aim)
+                share = best["both"]["peak_mb"] / peer["both"]["peak_mb"]
+                add(chip, "peak memory, of compiled", "1/8", f"1/{1 / share:.1f}", share <= 1 / 8)
+            above = 1 / row["share of floor"]
+            add(chip, "forward, above the floor", "2.5x, cuda 1.8x", f"{above:.2f}x", above <= 2.5)
+            if set(OURS) <= set(variants):
+                ahead = variants["triton"]["forward"]["median_ms"] / variants["cuda"]["forward"]["median_ms"]
+                add(chip, "forward, cuda over triton", "1.2x", f"{ahead:.2f}x", ahead >= 1.2)
+    for result in found:
+        chip = result["machine"]["chip"]
+        for name, each in result.get("serving, CUDA graph", {}).items():
+            if isinstance(each, dict) and "median_ms" in each:
+                us = 1e3 * each["median_ms"]
+                add(chip, f"serving in a CUDA graph, {name}", "cuda 30 us", f"{us:.1f} us", name != "cuda" or us < 30)
+        step = result.get("sparse step", {}).get("variants", {})
+        if "ratio" in step.get(FBGEMM, {}):
+            ratio = step[FBGEMM]["ratio"]
+            add(chip, "row-wise Adagrad + MBA, over FBGEMM's", "1x", f"{ratio:.2f}x", ratio >= 1)
+    return markdown(["chip: what", "aim", "reached", "met"], rows)
+
+
 # name in the pages -> (benchmark, how its results become a table)
 TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "unit": ("local_activation", unit),
@@ -168,7 +234,10 @@ TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "call_overhead": ("call_overhead", plain),
     "training_time": ("training_time", plain),
     "training_accuracy": ("training_accuracy", plain),
+    "gpu": ("gpu_check", gpu),
+    "gpu_aims": ("gpu_check", gpu_aims),
 }
+NOT_MEASURED = "Not measured: `make gpu-check` on a machine with a GPU.\n"
 
 
 def filled(text: str, results: list[dict[str, Any]]) -> str:
@@ -177,30 +246,30 @@ def filled(text: str, results: list[dict[str, Any]]) -> str:
     def table(match: re.Match) -> str:
         benchmark, make = TABLES[match[2]]
         found = of(results, benchmark)
+        if benchmark == "gpu_check" and not found:
+            return f"{match[1]}{NOT_MEASURED}{match[3]}"
         return f"{match[1]}{make(found)}\n{caption(found)}{match[3]}" if found else match[0]
 
     return MARKED.sub(table, text)
 
 
-def plot(found: list[dict[str, Any]], path: Path) -> None:
-    """Forward and backward per shape and variant, as bars on a logarithmic axis."""
+def bars(
+    groups: list[str], series: list[tuple[str, str, list[float]]], labels: list[str], title: str, path: Path
+) -> None:
+    """Groups of bars on a logarithmic axis of milliseconds.
+
+    series: (name, color, a value per group) each; the bars of the last have the labels.
+    """
     matplotlib.use("Agg")
-    names = {
-        EAGER: ("padded, eager", "#c9ced6"), COMPILED: ("padded, torch.compile", "#8d99ae"),
-        FOLDED: ("folded by hand, torch.compile", "#5c677d"), FUSED: ("din_kernels", "#e07a1f"),
-    }  # fmt: skip
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    at = np.arange(len(found))
-    for offset, (name, (label, color)) in enumerate(names.items()):
-        values = [by_variant(each)[name]["both_ms"][1] for each in found]
-        bars = axes.bar(at + (offset - 1.5) * 0.21, values, 0.2, label=label, color=color)
-        if name == FUSED:
-            ratios = [by_variant(each)[COMPILED]["both_ratio"] for each in found]
-            axes.bar_label(bars, [f"{ratio:.0f}x" for ratio in ratios], padding=2, fontsize=9, fontweight="bold")
-    axes.set_xticks(at, [f"{each['case']}\nD={each['shape']['D']}" for each in found], fontsize=8)
+    at, width = np.arange(len(groups)), 0.84 / len(series)
+    for place, (name, color, values) in enumerate(series):
+        drawn = axes.bar(at + (place - (len(series) - 1) / 2) * width, values, 0.95 * width, label=name, color=color)
+    axes.bar_label(drawn, labels, padding=2, fontsize=9, fontweight="bold")
+    axes.set_xticks(at, groups, fontsize=8)
     axes.set(yscale="log", ylabel="ms, forward + backward")
-    axes.set_title("Local activation unit on a 2-core CPU; label: times faster than torch.compile", fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
     axes.margins(x=0.02, y=0.12)
@@ -208,6 +277,44 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     axes.legend(fontsize=8, ncols=4, loc="upper left", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+PEERS = {
+    EAGER: ("padded, eager", "#c9ced6"), COMPILED: ("padded, torch.compile", "#8d99ae"),
+    FOLDED: ("folded by hand, torch.compile", "#5c677d"),
+}  # fmt: skip
+OUR_COLOR = "#e07a1f"
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Forward and backward on the CPU, per shape and variant."""
+    names = PEERS | {FUSED: ("din_kernels", OUR_COLOR)}
+    series = [
+        (label, color, [by_variant(each)[name]["both_ms"][1] for each in found])
+        for name, (label, color) in names.items()
+    ]
+    ratios = [f"{by_variant(each)[COMPILED]['both_ratio']:.0f}x" for each in found]
+    title = "Local activation unit on a 2-core CPU; label: times faster than torch.compile"
+    bars([f"{each['case']}\nD={each['shape']['D']}" for each in found], series, ratios, title, path)
+
+
+def plot_gpu(found: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """Forward and backward on each chip, per shape and variant, our fastest backend last."""
+    paths = []
+    for result in found:
+        rows = [(row, variants) for _, row, variants in gpu_rows([result])]
+
+        def ms(variants: dict[str, Any], *names: str) -> float:
+            return min((variants[name]["both"]["median_ms"] for name in names if name in variants), default=math.nan)
+
+        series = [(label, color, [ms(v, name) for _, v in rows]) for name, (label, color) in PEERS.items()]
+        series.append(("din_kernels", OUR_COLOR, [ms(v, *OURS) for _, v in rows]))
+        ratios = [f"{v[COMPILED]['both']['ratio']:.0f}x" if COMPILED in v else "" for _, v in rows]
+        title = f"Local activation unit on {result['machine']['chip']}; label: times faster than torch.compile"
+        groups = [f"{row['shape']}\n{row['dtype'].removeprefix('torch.')}" for row, _ in rows]
+        paths.append(folder / "speed-{}.png".format("".join(c if c.isalnum() else "-" for c in result["case"].lower())))
+        bars(groups, series, ratios, title, paths[-1])
+    return paths
 
 
 def main() -> int:
@@ -228,7 +335,8 @@ def main() -> int:
         print("\n".join(f"{page}: a table differs from benchmarks/results" for page in stale))
         return 1 if stale else 0
     plot(of(results, "local_activation"), harness.ROOT / PLOT)
-    print(f"written: {', '.join([*stale, PLOT])}")
+    plots = plot_gpu(of(results, "gpu_check"), (harness.ROOT / PLOT).parent)
+    print(f"written: {', '.join([*stale, PLOT, *(path.name for path in plots)])}")
     return 0
 
 

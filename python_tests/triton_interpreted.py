@@ -6,9 +6,6 @@ The interpreter is chosen when Triton is imported, so test_triton.py runs this f
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +13,6 @@ import torch
 import din_kernels as dk
 from din_kernels.backends.triton import INTERPRETED, chips, local_activation
 from din_kernels.backends.triton.local_activation_plan import tiles
-from din_kernels.benchmarking.shapes import Shape
 from din_kernels.gather import Gather
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
 from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
@@ -325,28 +321,3 @@ def test_dice_of_no_valid_row_is_defined():
             torch.ones(3, 5), torch.zeros(5), training=True, mask=torch.zeros(3, dtype=torch.bool)
         )
     assert (y == 0).all() and (mean == 0).all() and (var == 1).all() and count == 0
-
-
-# --- what only a machine with a GPU runs ------------------------------------------------------------------------------
-
-
-def test_the_gpu_check_goes_through_a_shape_and_a_step_of_the_optimizer(monkeypatch):
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu_check.py"
-    spec = importlib.util.spec_from_file_location("gpu_check", path)
-    gpu_check = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu_check)
-
-    def measured(call):
-        call()
-        return {"median_ms": 1.0, "p20_ms": 1.0, "p80_ms": 1.0, "peak_mb": 0.0}
-
-    monkeypatch.setattr(gpu_check, "measure", measured)
-    monkeypatch.setattr(gpu_check, "on_gpu", lambda inputs: inputs)
-    monkeypatch.setattr(gpu_check, "floor_ms", lambda inputs: {"bytes": 0.5, "products": 0.2})
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    shape = Shape("tiny", lambda generator: generator.integers(1, 6, 4), 5, "a few", dim=16, candidates=2)
-    found = gpu_check.benchmark(shape, float("inf"), ["triton"])
-    assert not found["skipped"] and len(found["variants"]) == 4 and found["share of floor"] == 0.5
-    assert found["variants"]["triton"]["error over bound"] <= 1
-    for step in gpu_check.sparse_steps(["triton"], "cpu", (50, 8, 30)).values():
-        step()

@@ -197,6 +197,16 @@ def _cast(unit, dtype):
     return made.to(next(unit.parameters()).device).train(unit.training)
 
 
+def allowed_error(inputs: Inputs) -> float:
+    """How many times the bound a variant may err.
+
+    The bound is made for sums over some hundred rows. The gradient of the last bias is one number, to which all pairs
+    add and of which 1e-3 or less remains: its rounding is chance, on either side, and grows with the root of their
+    number.
+    """
+    return 2 * max(1.0, (inputs.pairs / 100_000) ** 0.5)
+
+
 def equal_variants(
     inputs: Inputs, names: Sequence[str], width: int | None = None
 ) -> tuple[dict[str, Calls], dict[str, str]]:
@@ -219,11 +229,7 @@ def equal_variants(
                     raise
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             else:
-                # The bound is made for sums over some hundred rows. The gradient of the last bias is one number, to
-                # which all pairs add and of which 1e-3 or less remains: its rounding is chance, on either side, and
-                # grows with the root of their number.
-                allowed = 2 * max(1.0, (inputs.pairs / 100_000) ** 0.5)
-                require_equal(name, found, own, exact, allowed)
+                require_equal(name, found, own, exact, allowed_error(inputs))
                 variant.forward()
                 made[name] = variant
         if reason is not None:

@@ -10,6 +10,11 @@ from din_kernels import checks
 from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged, Padded
 
+# Asked once, here: torch.compile of torch 2.11 cannot trace the question.
+AUTOCAST_DEVICES = frozenset(
+    each for each in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(each)
+)
+
 
 class Source(NamedTuple):
     """Rows `[n, D]`: one table and no ids, or the rows that ids name, side by side from several tables."""
@@ -93,7 +98,7 @@ def in_autocast_dtype(query, history):
     if not isinstance(query, (torch.Tensor, Gather)):
         return query, history  # check_rows says so
     device = query.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if device not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return query, history
     stored = next((each.dtype for each in (query, history) if isinstance(each, Gather)), None)
     dtype = stored or torch.get_autocast_dtype(device)

@@ -1,0 +1,282 @@
+"""The house shapes on a GPU: the unit by each backend beside what users write on the padded batch, and a sparse step.
+
+Times are device events around each call, the cache flushed in between, all variants in turns; memory is what torch's
+allocator counts beyond what lay there before.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from din_kernels.backends import use_backend
+from din_kernels.backends.reference.local_activation import padded_unit
+from din_kernels.benchmarking.harness import require_equal
+from din_kernels.benchmarking.local_activation import (
+    COMPILED,
+    EAGER,
+    FOLDED,
+    allowed_error,
+    folded_padded_unit,
+    reference_results,
+)
+from din_kernels.benchmarking.shapes import Inputs, Shape, inputs_of, work
+from din_kernels.jagged import Jagged
+from din_kernels.optim import MBA, SparseRowWiseAdagrad
+
+Call = Callable[[], Any]
+ROUNDS = 3
+TABLE = (1_000_000, 64, 52_000)  # rows, D, ids of a batch
+FBGEMM = "FBGEMM TBE, without MBA"
+
+
+def on_gpu(inputs: Inputs) -> Inputs:
+    """The inputs of a house shape on the current GPU."""
+    history = Jagged(inputs.history.values.cuda(), inputs.history.offsets.cuda())
+    user = None if inputs.query_to_user is None else inputs.query_to_user.cuda()
+    return inputs._replace(
+        unit=inputs.unit.cuda(), query=inputs.query.cuda(), history=history, query_to_user=user, grad=inputs.grad.cuda()
+    )
+
+
+# --- timing -----------------------------------------------------------------------------------------------------------
+
+
+def device_times(call: Call) -> list[float]:
+    """Milliseconds of each of the calls that fit into a tenth of a second."""
+    from triton.testing import do_bench
+
+    return do_bench(call, warmup=20, rep=100, return_mode="all")
+
+
+def interleaved(calls: Mapping[str, Call]) -> dict[str, dict[str, float]]:
+    """Median, p20 and p80 in ms by name, of all calls of ROUNDS turns."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            taken[name] += device_times(call)
+    return {name: _percentiles(times) for name, times in taken.items()}
+
+
+def _percentiles(times: list[float]) -> dict[str, float]:
+    p20, _, _, p80 = statistics.quantiles(times, n=5, method="inclusive") if len(times) > 1 else times * 4
+    return {"median_ms": statistics.median(times), "p20_ms": p20, "p80_ms": p80}
+
+
+def peak_mb(call: Call) -> float:
+    """Megabytes that one call allocates at most, its results among them."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def floor_ms(inputs: Inputs) -> dict[str, float]:
+    """The least time at this machine's own rates: the history's bytes once, and the folded products."""
+    dtype = inputs.query.dtype
+    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=dtype)
+    source = torch.randn(2**28, device="cuda")  # 1 GiB, more than any cache
+    product, copied = (statistics.median(device_times(call)) for call in (lambda: a @ b, source.clone))
+    return {
+        "bytes": copied * inputs.history.values.nbytes / (2 * source.nbytes),
+        "products": product * work(inputs) / (2 * 8192**3),
+    }
+
+
+# --- the unit ---------------------------------------------------------------------------------------------------------
+
+
+def variants(inputs: Inputs, backends: Sequence[str]) -> dict[str, tuple[Call, Call]]:
+    """(forward, forward + backward) by name: ours per backend, and what users write on the padded batch."""
+    unit = inputs.unit
+    parameters = list(unit.parameters())
+    device = inputs.query.device
+    user = torch.arange(len(inputs.history), device=device) if inputs.query_to_user is None else inputs.query_to_user
+    with torch.no_grad():
+        padded = inputs.history.to_padded()[user]
+        mask = torch.arange(padded.shape[1], device=device) < inputs.history.lengths()[user, None]
+    options = {"features": unit.features, "activation": unit.activation, "params": unit._activation_params(),
+               "normalize": unit.normalize, "scale": unit.scale}  # fmt: skip
+    weights, biases = [layer.weight for layer in unit.linears], [layer.bias for layer in unit.linears]
+
+    def ours(name):
+        def run(query, rows):
+            with use_backend(name, ops=("local_activation",)):
+                return unit(query, Jagged(rows, inputs.history.offsets), query_to_user=inputs.query_to_user)
+
+        return run, inputs.history.values
+
+    def theirs(function):
+        return lambda query, rows: function(query, rows, mask, weights, biases, **options), padded
+
+    made = {name: ours(name) for name in backends}
+    made[EAGER] = theirs(padded_unit)
+    made[COMPILED] = theirs(torch.compile(padded_unit, dynamic=False))
+    made[FOLDED] = theirs(torch.compile(folded_padded_unit, dynamic=False))
+
+    def calls(run, rows):
+        def forward():
+            with torch.no_grad():
+                return run(inputs.query, rows)
+
+        def both():
+            leaves = [inputs.query.detach().requires_grad_(), rows.detach().requires_grad_()]
+            pooled = run(*leaves)
+            return pooled, torch.autograd.grad(pooled, [*leaves, *parameters], inputs.grad)
+
+        return forward, both
+
+    return {name: calls(*each) for name, each in made.items()}
+
+
+def compile_all(shape: Shape, backends: Sequence[str]) -> None:
+    """Runs every variant that compiles once, so that compiled code lies in Triton's and torch's caches on disk."""
+    for name, calls in variants(on_gpu(inputs_of(shape)), backends).items():
+        for call in calls if name != EAGER else ():
+            call()
+
+
+def benchmark(shape: Shape, deadline: float, backends: Sequence[str]) -> dict[str, Any]:
+    """One house shape: rows by variant, ratios to our fastest, and the share of the floor.
+
+    A backend of ours is held to the reference first. A variant that fails is in "skipped" with the reason, and so is
+    what begins after `deadline` (of time.monotonic).
+    """
+    torch._dynamo.reset()
+    inputs = on_gpu(inputs_of(shape))
+    result: dict[str, Any] = {"about": shape.about, "dtype": str(shape.dtype), "variants": {}, "skipped": {}}
+    exact, own = (reference_results(inputs, dtype) for dtype in (torch.float64, shape.dtype))
+    runs: dict[str, tuple[Call, Call]] = {}
+    for name, (forward, both) in variants(inputs, backends).items():
+        if time.monotonic() > deadline:
+            result["skipped"][name] = "no time left"
+            continue
+        try:
+            row: dict[str, Any] = {}
+            if name in backends:
+                row["error over bound"] = _error(name, inputs, both, own, exact)
+            for what, call in (("forward", forward), ("both", both)):
+                call()
+                row[what] = {"peak_mb": peak_mb(call)}
+        except Exception as error:  # a peer out of memory, or a wrong result of ours: neither may hide the other rows
+            result["skipped"][name] = reason_of(error)
+            torch.cuda.empty_cache()
+        else:
+            result["variants"][name], runs[name] = row, (forward, both)
+    for at, what in enumerate(("forward", "both")):
+        times = interleaved({name: calls[at] for name, calls in runs.items()})
+        best = min((times[name]["median_ms"] for name in backends if name in times), default=None)
+        for name, found in times.items():
+            result["variants"][name][what] |= found | ({} if best is None else {"ratio": found["median_ms"] / best})
+        if at == 0 and best is not None:
+            result["floor_ms"] = floor_ms(inputs)
+            result["share of floor"] = max(result["floor_ms"].values()) / best
+    return result
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def _error(name, inputs, both, own, exact) -> float:
+    pooled, (query, history, *rest) = both()
+    found = {"pooled": pooled.detach(), "grad history": history, "grad query": query}
+    found |= {f"grad {key}": grad for (key, _), grad in zip(inputs.unit.named_parameters(), rest, strict=True)}
+    return require_equal(name, found, own, exact, allowed_error(inputs))
+
+
+def serving_graph(inputs: Inputs, backends: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Milliseconds of the forward by backend, replayed from a CUDA graph."""
+    graphs: dict[str, Call] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for name in backends:
+        forward, _ = variants(inputs, [name])[name]
+        try:
+            graphs[name] = captured(forward)
+        except Exception as error:
+            rows[name] = {"skipped": reason_of(error)}
+    return rows | interleaved(graphs)
+
+
+def captured(call: Call) -> Call:
+    """The replay of a CUDA graph of `call`."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+# --- a step of row-wise Adagrad ---------------------------------------------------------------------------------------
+
+
+def sparse_steps(backends: Sequence[str], device: str = "cuda", table: tuple[int, int, int] = TABLE) -> dict[str, Call]:
+    """Gather, backward and step by name: ours with MBA per backend, FBGEMM's table without it where it is installed."""
+    rows, dim, entries = table
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, dim, generator=generator)
+    # Zipf with exponent 1: most ids come from the head of the table.
+    ids = (rows ** torch.rand(entries, generator=generator)).long().clamp(max=rows - 1).to(device)
+    grad = torch.randn(entries, dim, generator=generator).to(device)
+    counts = torch.randint(1, 50, (rows,), generator=generator).to(device)
+
+    def ours(name):
+        embedding = torch.nn.Embedding.from_pretrained(weight.to(device, copy=True), freeze=False, sparse=True)
+        optimizer = SparseRowWiseAdagrad(embedding.parameters(), lr=0.01, mba=MBA(0.01, counts))
+
+        def step():
+            optimizer.zero_grad()
+            embedding(ids).backward(grad)
+            with use_backend(name, ops=("sparse_update",)):
+                optimizer.step()
+
+        return step
+
+    steps = {name: ours(name) for name in backends}
+    try:
+        from fbgemm_gpu.split_embedding_configs import EmbOptimType
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+            ComputeDevice,
+            SplitTableBatchedEmbeddingBagsCodegen,
+        )
+    except ImportError:
+        return steps
+    place = (EmbeddingLocation.HOST, ComputeDevice.CPU) if device == "cpu" else (
+        EmbeddingLocation.DEVICE, ComputeDevice.CUDA)  # fmt: skip
+    fbgemm = SplitTableBatchedEmbeddingBagsCodegen(
+        [(rows, dim, *place)], optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD, learning_rate=0.01, eps=1e-8,
+    )  # fmt: skip
+    offsets = torch.arange(entries + 1, device=device)
+    steps[FBGEMM] = lambda: fbgemm(ids, offsets).backward(grad)
+    return steps
+
+
+def sparse(backends: Sequence[str]) -> dict[str, Any]:
+    """Times and memory of `sparse_steps`; ratios to our fastest."""
+    rows: dict[str, dict[str, Any]] = {}
+    runs = {}
+    for name, step in sparse_steps(backends).items():
+        try:
+            step()
+            rows[name] = {"peak_mb": peak_mb(step)}
+        except Exception as error:
+            rows[name] = {"skipped": reason_of(error)}
+        else:
+            runs[name] = step
+    times = interleaved(runs)
+    best = min((times[name]["median_ms"] for name in backends if name in times), default=None)
+    for name, found in times.items():
+        rows[name] |= found | ({} if best is None else {"ratio": found["median_ms"] / best})
+    return {"about": "row-wise Adagrad with MBA, table {} x {}, {} ids".format(*TABLE), "variants": rows}
