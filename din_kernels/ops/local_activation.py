@@ -119,7 +119,7 @@ def attend(
     request = backends.Request("local_activation", query.device.type, query.dtype, {
         "features": features, "activation": activation, "normalize": normalize,
         "dice_training": dice_training, "query_to_user": query_to_user is not None,
-        "gather": bool(source.ids or layout.source.ids), "stats": stats,
+        "gather": len(source.ids) + len(layout.source.ids) > 0, "stats": stats,
         "layout": "packed" if layout.width is None else "padded" if layout.row_index is None else "masked",
     })  # fmt: skip
     backend = backends.select(request)
