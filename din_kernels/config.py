@@ -30,3 +30,8 @@ def triton_interprets() -> bool:
 def cuda_emulate() -> bool:
     """Whether DIN_KERNELS_CUDA_EMULATE asks for backend `cuda` to take CPU tensors, on its emulation of a GPU."""
     return os.environ.get("DIN_KERNELS_CUDA_EMULATE", "0") not in ("", "0")
+
+
+def commit() -> str | None:
+    """Commit that results are kept with where the checkout has no history: DIN_KERNELS_COMMIT, or None."""
+    return os.environ.get("DIN_KERNELS_COMMIT") or None

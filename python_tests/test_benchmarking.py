@@ -106,3 +106,11 @@ def test_bench_prints_a_table_and_refuses_an_unknown_shape(monkeypatch, capsys):
     assert "ragged" in text and "forward + backward" in text
     assert cli.main(["bench", "uniform1000"]) == 2
     assert "shape must be one of" in capsys.readouterr().err
+
+
+def test_a_checkout_without_history_is_told_its_commit(monkeypatch):
+    monkeypatch.setenv("DIN_KERNELS_COMMIT", "abc1234")
+    assert harness.machine()["commit"] == "abc1234"
+    monkeypatch.delenv("DIN_KERNELS_COMMIT")
+    monkeypatch.setattr(harness.shutil, "which", lambda name: None)
+    assert harness.machine()["commit"] == "unknown"

@@ -20,7 +20,7 @@ import torch
 from din_kernels import backends
 from din_kernels.benchmarking import gpu
 from din_kernels.benchmarking.local_activation import COMPILED, EAGER, FOLDED
-from din_kernels.benchmarking.shapes import Shape, ShapeUnavailable, inputs_of
+from din_kernels.benchmarking.shapes import Shape, ShapeUnavailable
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Shape("tiny", lambda generator: generator.integers(1, 6, 4), 5, "a few", dim=16, candidates=2)
@@ -84,8 +84,17 @@ def test_what_begins_too_late_is_listed(device):
     assert not found["variants"] and set(found["skipped"].values()) == {"no time left"}
 
 
-def test_serving_is_replayed_and_every_step_of_the_optimizer_runs(device, monkeypatch):
-    assert gpu.serving_graph(inputs_of(TINY), ["cpu"])["cpu"]["median_ms"] == 2.0
+def test_what_no_graph_captures_is_timed_without_one(device, monkeypatch):
+    def refuse(call):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(gpu, "captured", refuse)
+    found = gpu.benchmark(TINY, math.inf, ["cpu"])
+    assert found["not captured"]["cpu"] == "RuntimeError: operation not permitted when stream is capturing"
+    assert gpu.GRAPH not in found["variants"]["cpu"] and found["share of floor"] == 0.25
+
+
+def test_every_step_of_the_optimizer_runs(device, monkeypatch):
     small = gpu.sparse_steps(["cpu", "reference"], "cpu", (50, 8, 30))
     monkeypatch.setattr(gpu, "sparse_steps", lambda names: small)
     found = gpu.sparse(["cpu", "reference"])["variants"]
@@ -105,7 +114,7 @@ def measured(shape, deadline, names):
     rows = dict.fromkeys(names, ROW) | dict.fromkeys((EAGER, COMPILED, FOLDED), slow)
     return {
         "about": shape.about, "dtype": str(shape.dtype), "skipped": {}, "share of floor": 0.5,
-        "variants": {name: {"forward": dict(row), "both": dict(row)} for name, row in rows.items()},
+        "variants": {name: {"forward": row, gpu.GRAPH: row, "both": row} for name, row in rows.items()},
     }  # fmt: skip
 
 
@@ -119,8 +128,6 @@ def check(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(backends, "available", lambda: {"cuda": "nvcc is not installed", "triton": None})
     monkeypatch.setattr(gpu, "benchmark", measured)
-    monkeypatch.setattr(gpu, "on_gpu", lambda inputs: inputs)
-    monkeypatch.setattr(gpu, "serving_graph", lambda inputs, names: dict.fromkeys(names, ROW))
     monkeypatch.setattr(gpu, "sparse", lambda names: {"variants": {"triton": ROW, gpu.FBGEMM: ROW}})
     prepared = {"tests": PASSED, "compute-sanitizer": {}}
     monkeypatch.setattr(gpu_check, "prepare", lambda *arguments: prepared)
@@ -141,6 +148,7 @@ def test_the_command_writes_one_file_of_which_tables_and_plot_are_made(check, tm
     assert f"| {CHIP}: `gpu_train`, bfloat16 |  | 2.000 / 2.000 | 16.000 / 16.000 |" in page
     assert f"| {CHIP}: forward, over compiled | 6x | 8.0x | yes |" in page
     assert f"| {CHIP}: peak memory, of compiled | 1/8 | 1/8.0 | yes |" in page
+    assert f"| {CHIP}: serving in a CUDA graph, triton | cuda 30 us | 2000.0 us | yes |" in page
     assert f"{CHIP}, Triton" in page
     assert [path.name for path in report.plot_gpu([result], tmp_path)] == ["speed-some-gpu-80gb.png"]
 
@@ -176,6 +184,26 @@ def test_what_runs_beside_is_killed_with_its_children_when_it_does_not_end():
     }  # fmt: skip
     failed = background(sys.executable, "-c", "raise SystemExit('wrong')").result(time.monotonic() + 30)
     assert failed == {"passed": False, "summary": ["wrong"], "output": ["wrong"]}
+
+
+def test_a_sandbox_that_hides_the_gpu_from_the_sanitizer_is_no_failure(monkeypatch):
+    gpu_check = script("gpu_check")
+    says = [sys.executable, "-c", "raise SystemExit('Error: Device not supported. Please ...')"]
+    monkeypatch.setattr(gpu_check, "sanitizers", lambda: {"memcheck": says})
+    monkeypatch.setattr(gpu_check, "pytest_command", lambda *arguments: [sys.executable, "-c", ""])
+    found = gpu_check.prepare([], ["cuda"], time.monotonic() + 60)
+    assert found["compute-sanitizer"]["memcheck"]["skipped"] == "Device not supported"
+    assert gpu_check.wrong(found | {"rows": []}, ["cuda"]) == []
+
+
+def test_where_the_cuda_kernels_do_not_build_the_rest_is_built_without_them(monkeypatch):
+    gpu_check = script("gpu_check")
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(gpu_check, "install", lambda defaults: asked.append(defaults) or len(asked) > 1)
+    assert gpu_check.build() == "nvcc did not build it for 90a, see the output"
+    assert asked == [{"DIN_KERNELS_CUDA_ARCHITECTURES": "90a"}, {"DIN_KERNELS_CUDA": "off"}]
 
 
 def test_without_a_gpu_it_says_what_it_would_do():

@@ -30,6 +30,7 @@ from din_kernels.optim import MBA, SparseRowWiseAdagrad
 
 Call = Callable[[], Any]
 ROUNDS = 3
+GRAPH = "forward, CUDA graph"
 TABLE = (1_000_000, 64, 52_000)  # rows, D, ids of a batch
 FBGEMM = "FBGEMM TBE, without MBA"
 
@@ -60,6 +61,13 @@ def interleaved(calls: Mapping[str, Call]) -> dict[str, dict[str, float]]:
         for name, call in calls.items():
             taken[name] += device_times(call)
     return {name: _percentiles(times) for name, times in taken.items()}
+
+
+def timed(calls: Mapping[str, Call], ours: Sequence[str]) -> dict[str, dict[str, float]]:
+    """`interleaved`, with "ratio" to the fastest of ours where one of them is among the calls."""
+    times = interleaved(calls)
+    best = min((times[name]["median_ms"] for name in ours if name in times), default=None)
+    return {name: row if best is None else row | {"ratio": row["median_ms"] / best} for name, row in times.items()}
 
 
 def _percentiles(times: list[float]) -> dict[str, float]:
@@ -145,7 +153,9 @@ def compile_all(shape: Shape, backends: Sequence[str]) -> None:
 def benchmark(shape: Shape, deadline: float, backends: Sequence[str]) -> dict[str, Any]:
     """One house shape: rows by variant, ratios to our fastest, and the share of the floor.
 
-    A backend of ours is held to the reference first. A variant that fails is in "skipped" with the reason, and so is
+    Forward and backward are timed as users call them, launches and Python included; the forward also as the replay of a
+    CUDA graph, the kernels alone, which is what the floor is compared with. A backend of ours is held to the reference
+    first. A variant that fails is in "skipped" with the reason, and so is
     what begins after `deadline` (of time.monotonic).
     """
     torch._dynamo.reset()
@@ -169,14 +179,18 @@ def benchmark(shape: Shape, deadline: float, backends: Sequence[str]) -> dict[st
             torch.cuda.empty_cache()
         else:
             result["variants"][name], runs[name] = row, (forward, both)
-    for at, what in enumerate(("forward", "both")):
-        times = interleaved({name: calls[at] for name, calls in runs.items()})
-        best = min((times[name]["median_ms"] for name in backends if name in times), default=None)
-        for name, found in times.items():
-            result["variants"][name][what] |= found | ({} if best is None else {"ratio": found["median_ms"] / best})
-        if at == 0 and best is not None:
-            result["floor_ms"] = floor_ms(inputs)
-            result["share of floor"] = max(result["floor_ms"].values()) / best
+    graphs, reasons = captured_all({name: forward for name, (forward, _) in runs.items()})
+    result["not captured"] = reasons
+    calls = {"forward": {name: forward for name, (forward, _) in runs.items()}, GRAPH: graphs,
+             "both": {name: both for name, (_, both) in runs.items()}}  # fmt: skip
+    for what, each in calls.items():
+        for name, row in timed(each, backends).items():
+            result["variants"][name].setdefault(what, {}).update(row)
+    own = [result["variants"][name] for name in backends if name in result["variants"]]
+    if own:
+        result["floor_ms"] = floor_ms(inputs)
+        best = min(row.get(GRAPH, row["forward"])["median_ms"] for row in own)
+        result["share of floor"] = max(result["floor_ms"].values()) / best
     return result
 
 
@@ -192,17 +206,15 @@ def _error(name, inputs, both, own, exact) -> float:
     return require_equal(name, found, own, exact, allowed_error(inputs))
 
 
-def serving_graph(inputs: Inputs, backends: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Milliseconds of the forward by backend, replayed from a CUDA graph."""
-    graphs: dict[str, Call] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    for name in backends:
-        forward, _ = variants(inputs, [name])[name]
+def captured_all(calls: Mapping[str, Call]) -> tuple[dict[str, Call], dict[str, str]]:
+    """Replays by name, and why the others cannot be captured."""
+    graphs, reasons = {}, {}
+    for name, call in calls.items():
         try:
-            graphs[name] = captured(forward)
+            graphs[name] = captured(call)
         except Exception as error:
-            rows[name] = {"skipped": reason_of(error)}
-    return rows | interleaved(graphs)
+            reasons[name] = reason_of(error)
+    return graphs, reasons
 
 
 def captured(call: Call) -> Call:
@@ -251,7 +263,7 @@ def sparse_steps(backends: Sequence[str], device: str = "cuda", table: tuple[int
             ComputeDevice,
             SplitTableBatchedEmbeddingBagsCodegen,
         )
-    except ImportError:
+    except (ImportError, OSError):  # not there, or built for another torch
         return steps
     place = (EmbeddingLocation.HOST, ComputeDevice.CPU) if device == "cpu" else (
         EmbeddingLocation.DEVICE, ComputeDevice.CUDA)  # fmt: skip
@@ -275,8 +287,6 @@ def sparse(backends: Sequence[str]) -> dict[str, Any]:
             rows[name] = {"skipped": reason_of(error)}
         else:
             runs[name] = step
-    times = interleaved(runs)
-    best = min((times[name]["median_ms"] for name in backends if name in times), default=None)
-    for name, found in times.items():
-        rows[name] |= found | ({} if best is None else {"ratio": found["median_ms"] / best})
+    for name, found in timed(runs, backends).items():
+        rows[name] |= found
     return {"about": "row-wise Adagrad with MBA, table {} x {}, {} ids".format(*TABLE), "variants": rows}

@@ -15,6 +15,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import torch
 from rich import box
 from rich.table import Table
 
+from din_kernels import config
 from din_kernels.environment import versions
 from din_kernels.verification import compared
 
@@ -153,6 +155,9 @@ def _commit() -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
+    given = config.commit()
+    if given is not None or shutil.which("git") is None:
+        return given or "unknown"
     commit = git("rev-parse", "--short", "HEAD")
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "din_kernels", "benchmarks/*.py")
     return f"{commit} with changes" if changed else commit or "unknown"
