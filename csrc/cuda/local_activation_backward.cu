@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
 
     const Range range(loader.pairs.slots.total(), rows, blockIdx.x, gridDim.x);
     QuerySums<S, kFolded> query_sums{call, range};
+    SoftmaxResidual<S, kFolded> residual{call, range};
     for_tiles(loader, range, at.stages, [&](int stage, int64_t slot) {
         const Shared<S> keys = loader.keys_of(stage);
         const Shared<int> candidates = loader.candidates_of(stage);
@@ -50,6 +51,7 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
         mlp.scores(part, call.scale, [&](int row, float s) { score.store(row, s); });
         __syncwarp();
         weigh_rows(call, shared, keys, candidates, loader.rows_of(stage), score, slot);
+        if (call.softmax) residual.take(candidates, shared.weight(), score, shared.ds(), slot, valid);
         if (kFolded && call.statistics_layer < 0) query_sums.open(candidates[0], shared.query_sums());
 
         for (int layer = sizes.layers - 1; layer >= 0 && layer >= call.statistics_layer; --layer) {
@@ -81,7 +83,7 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
             column_sums.store(int(bias), sum);
         }
         __syncthreads();
-        query_sums.add(candidates, shared.z(0), shared.contribution(), shared.query_sums(), valid);
+        query_sums.add(candidates, shared.z(0), shared.contribution(), shared.query_sums(), slot, valid);
     });
     for (int64_t e = threadIdx.x; e < plan.columns_size; e += blockDim.x)
         call.columns.store(columns_first + e, column_sums[int(e)]);

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(128, 4) unit_forward(const ForwardCall<typenam
         __syncthreads();
         weigh(call, pooling, candidates, score, weight, segment_top, slot, valid);
         __syncthreads();
-        pooling.add(candidates, weight, segment_top, loader.keys_of(stage), pooled, valid);
+        pooling.add(candidates, weight, segment_top, loader.keys_of(stage), pooled, slot, valid);
     });
     if (collected < 0) {
         pooling.finish(pooled);

@@ -82,7 +82,7 @@ struct QuerySums {
         if (candidate < 0) return;
         const int columns = call.weights.sizes.padded[0], rest = call.plan.query_width - columns;
         const Slots& slots = call.loader.pairs.slots;
-        const bool began = slots.before(candidate) >= range.begin, ended = slots.before(candidate + 1) <= range.end;
+        const bool began = range.begins(slots, candidate), ended = range.ends(slots, candidate);
         const int64_t partial = (2 * int64_t(blockIdx.x) + (began ? 1 : 0)) * call.plan.query_width;
         const int64_t second = (kFolded ? candidate - slots.begin : candidate) * rest;
         const GradientSum<S, kFolded> gradient{call};
@@ -115,12 +115,10 @@ struct QuerySums {
     }
 
     __device__ void add(const Shared<int>& candidates, const Shared<float>& dz, const Shared<float>& contribution,
-                        const Shared<float>& sums, int valid) {
+                        const Shared<float>& sums, int64_t slot, int valid) {
         const int columns = call.weights.sizes.padded[0], dim = call.weights.sizes.dim;
         for (int first = 0; first < valid;) {
-            const int mine = candidates[first];
-            int last = first + 1;
-            while (last < valid && candidates[last] == mine) ++last;
+            const int mine = candidates[first], last = call.loader.pairs.slots.last_row(mine, slot, valid);
             const bool fresh = mine != candidate;
             if (fresh) finish(sums);
             candidate = mine;
@@ -163,7 +161,8 @@ struct BackwardShared {
     }
 };
 
-// w and ds of the warp's rows; 0 for rows that only count in Dice's statistics.
+// w and ds of the warp's rows; 0 for rows that only count in Dice's statistics. Under softmax ds comes in place of the
+// score, for SoftmaxResidual.
 template <typename S, bool kFolded>
 __device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardShared& shared, const Shared<S>& keys,
                            const Shared<int>& candidates, const Shared<int64_t>& source_rows,
@@ -187,10 +186,45 @@ __device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardS
             w = call.softmax ? expf(float(score[row] - call.logsumexp[i])) : score[row];
             ds = call.scale * (call.softmax ? w * (dw - call.dots[i]) : dw);
         }
-        shared.weight().store(row, w), shared.ds().store(row, ds);
+        shared.weight().store(row, w);
+        (call.softmax ? score : shared.ds()).store(row, ds);
     }
     __syncwarp();
 }
+
+// Over a candidate's rows sum_t w_t (dw_t - dot) is 0. But dot is made of pooled as forward rounded it to S, and its
+// error would add up in the gradients of the last layer, sums over terms that cancel. So the candidate's last tile
+// takes what the sum is, in proportion to w: where a history lies in one tile, that is the exact dot. A history that
+// several blocks share is left alone: no block has the sum, and a pooled row of so many k is small beside each, as is
+// its rounding.
+template <typename S, bool kFolded>
+struct SoftmaxResidual {
+    const BackwardCall<S, kFolded>& call;
+    const Range& range;
+    int64_t candidate = -1;
+    float sum = 0;  // of ds over the candidate's rows so far
+
+    // ds [rows] from `rough` [rows], all that the tile's warps left there.
+    __device__ void take(const Shared<int>& candidates, const Shared<float>& weight, const Shared<float>& rough,
+                         const Shared<float>& ds, int64_t slot, int valid) {
+        __syncthreads();
+        const Slots& slots = call.loader.pairs.slots;
+        for (int first = 0; first < valid;) {
+            const int mine = candidates[first], last = slots.last_row(mine, slot, valid);
+            float weights = 0.0f;
+            if (mine != candidate) candidate = mine, sum = 0.0f;
+            for (int row = first; row < last; ++row) sum += rough[row], weights += weight[row];
+            const bool takes = weights > 0.0f && range.begins(slots, mine) && range.ends(slots, mine) &&
+                               slots.before(mine + 1) <= slot + call.plan.tile.rows;
+            // w / weights first: weights can be as small as a denormal, and sum / weights infinite.
+            for (int row = first + int(threadIdx.x); row < last; row += int(blockDim.x))
+                ds.store(row, rough[row] - (takes ? weight[row] / weights * sum : 0.0f));
+            first = last;
+        }
+        for (int row = valid + int(threadIdx.x); row < call.plan.tile.rows; row += int(blockDim.x)) ds.store(row, 0.0f);
+        __syncthreads();
+    }
+};
 
 // dz of a layer for the warp's rows: in place of z, and narrowed for the products. Leaves the warp's column sums in
 // scratch [kColumnSums, warps, widest].

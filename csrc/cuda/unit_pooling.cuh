@@ -48,8 +48,8 @@ struct Pooling {
     __device__ void finish(const Shared<float>& pooled) const {
         if (candidate < 0) return;
         const int dim = call.weights.sizes.dim;
-        const bool began = call.loader.pairs.slots.before(candidate) >= range.begin;
-        const bool ended = call.loader.pairs.slots.before(candidate + 1) <= range.end;
+        const Slots& slots = call.loader.pairs.slots;
+        const bool began = range.begins(slots, candidate), ended = range.ends(slots, candidate);
         const int64_t partial = (2 * int64_t(blockIdx.x) + (began ? 1 : 0)) * (dim + 2);
         const float share = call.softmax ? share_of(sum) : 1.0f;
         for (int d = int(threadIdx.x); d < dim; d += int(blockDim.x)) {
@@ -70,12 +70,10 @@ struct Pooling {
 
     // Adds the tile's rows. weight and segment_top are of its rows; the maximum covers what came before the tile.
     __device__ void add(const Shared<int>& candidates, const Shared<float>& weight, const Shared<float>& segment_top,
-                        const Shared<S>& keys, const Shared<float>& pooled, int valid) {
+                        const Shared<S>& keys, const Shared<float>& pooled, int64_t slot, int valid) {
         const int dim = call.weights.sizes.dim, stride = call.weights.sizes.stride[0];
         for (int first = 0; first < valid;) {
-            const int mine = candidates[first];
-            int last = first + 1;
-            while (last < valid && candidates[last] == mine) ++last;
+            const int mine = candidates[first], last = call.loader.pairs.slots.last_row(mine, slot, valid);
             float keep = 1.0f;
             if (mine != candidate) {
                 finish(pooled);

@@ -29,6 +29,11 @@ struct Slots {
 
     __device__ int64_t before(int64_t candidate) const { return uint32_t(first[candidate] - first[begin]); }
     __device__ uint32_t total() const { return uint32_t(before(end)); }
+    // Where a candidate's rows end in a tile of `valid` rows from `slot` on.
+    __device__ int last_row(int64_t candidate, int64_t slot, int valid) const {
+        const int64_t last = before(candidate + 1) - slot;
+        return last < valid ? int(last) : valid;
+    }
 };
 
 inline Slots slots_of(const LocalActivation& call, const UnitWorkspace& work, Chunk chunk) {
@@ -80,6 +85,9 @@ struct Range {
         begin = block * per_block < slots ? block * per_block : slots;
         end = begin + per_block < slots ? begin + per_block : slots;
     }
+    // Whether a candidate's first slot lies in the block, and whether its last one does.
+    __device__ bool begins(const Slots& slots, int64_t candidate) const { return slots.before(candidate) >= begin; }
+    __device__ bool ends(const Slots& slots, int64_t candidate) const { return slots.before(candidate + 1) <= end; }
 };
 
 // The blocks that hold slots of a candidate: from .. to, none where to < from.
