@@ -274,7 +274,7 @@ void finish_backward(const LocalActivation& call, const BackwardPlan& plan, Stre
     };
     sum(plan.gradients, plan.blocks, plan.gradient_size, plan.gradient_sums);
     sum(plan.columns, plan.blocks, plan.columns_size, plan.columns_sums);
-    if (sizes.folded) sum(plan.fold.parts, kFoldParts, 2 * plan.fold.cells, plan.fold.sums);
+    if (sizes.folded) sum(plan.fold.shares, kFoldShares, 2 * plan.fold.cells, plan.fold.sums);
     sum(plan.first_query_gradients, plan.query_blocks, first_query_size, plan.first_query_sums);
 
     const FeatureColumns features = feature_columns(call);

@@ -50,7 +50,7 @@ template <typename Math>
 __global__ void fold_candidates(Chunk chunk, UnitSizes sizes, FirstWeight weight, FoldPlan plan,
                                 Global<const typename Math::Storage> query,   // [Q, D]
                                 Global<const uint32_t> outer,                 // [H1, outer_words] or null
-                                Global<typename Math::Storage> matrices,      // [chunk, packed [D, H1]]
+                                Global<typename Math::Storage> matrices,      // [chunk, parts, packed [D, H1]]
                                 Global<typename Math::Storage> transposed) {  // [chunk, packed [H1, D]] or null
     using S = typename Math::Storage;
     constexpr int kPerWord = int(4 / sizeof(S));
@@ -83,8 +83,12 @@ __global__ void fold_candidates(Chunk chunk, UnitSizes sizes, FirstWeight weight
                     const float by_query =
                         outer || d >= dim ? sums[t][2 * half + c] : product * widen(tile[row * stride + d]);
                     const S value = Math::rounded(key + by_query);
-                    if (h < padded && d < sizes.dim_padded)
-                        matrices.store(i * plan.words * kPerWord + Math::position(d, h, steps), value);
+                    if (h < padded && d < sizes.dim_padded) {
+                        const int64_t to = i * plan.parts * plan.words * kPerWord + Math::position(d, h, steps);
+                        matrices.store(to, value);
+                        if (plan.parts > 1)
+                            matrices.store(to + plan.words * kPerWord, Math::rounded(key + by_query - widen(value)));
+                    }
                     if (transposed && d < dim8)
                         transposed.store(i * plan.transposed_words * kPerWord + Math::position(h, d, deep_steps),
                                          value);
@@ -93,22 +97,22 @@ __global__ void fold_candidates(Chunk chunk, UnitSizes sizes, FirstWeight weight
     }
 }
 
-// parts[part] (+)= sums over a share of the chunk's candidates of dA_i, and of dA_i diag(q_i) but for outer features.
+// shares[share] (+)= sums over a share of the chunk's candidates of dA_i, and of dA_i diag(q_i) but for outer features.
 template <typename S>
 __global__ void sum_folded(Chunk chunk, int dim, int64_t cells, bool outer, Global<const S> query,
                            Global<const float> gradients,  // [chunk, cells]
-                           Global<float> parts) {          // [kFoldParts, 2, cells]
-    const int64_t cell = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, part = blockIdx.y;
+                           Global<float> shares) {         // [kFoldShares, 2, cells]
+    const int64_t cell = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, share = blockIdx.y;
     if (cell >= cells) return;
-    const int64_t to = part * 2 * cells + cell, share = (chunk.end - chunk.begin + kFoldParts - 1) / kFoldParts;
-    const int64_t begin = chunk.begin + part * share, end = begin + share < chunk.end ? begin + share : chunk.end;
-    float keys = chunk.begin ? parts[to] : 0.0f, products = chunk.begin ? parts[to + cells] : 0.0f;
+    const int64_t to = share * 2 * cells + cell, each = (chunk.end - chunk.begin + kFoldShares - 1) / kFoldShares;
+    const int64_t begin = chunk.begin + share * each, end = begin + each < chunk.end ? begin + each : chunk.end;
+    float keys = chunk.begin ? shares[to] : 0.0f, products = chunk.begin ? shares[to + cells] : 0.0f;
     for (int64_t i = begin; i < end; ++i) {
         const float gradient = gradients[(i - chunk.begin) * cells + cell];
         keys += gradient;
         if (!outer) products = fmaf(gradient, widen(query[i * dim + cell % dim]), products);
     }
-    parts.store(to, keys), parts.store(to + cells, products);
+    shares.store(to, keys), shares.store(to + cells, products);
 }
 
 // dq_i = sum_h Wp[h] * dA_i[h]
@@ -220,7 +224,7 @@ void fold(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspa
                Global<const S>(query_of<S>(call, work), call.queries * call.dim),
                Global<const uint32_t>(outer ? carved<uint32_t>(call.workspace, plan.outer) : nullptr,
                                       sizes.width[0] * plan.outer_words),
-               packed(plan.words, plan.matrices), packed(plan.transposed_words, plan.transposed));
+               packed(plan.parts * plan.words, plan.matrices), packed(plan.transposed_words, plan.transposed));
     });
 }
 
@@ -238,8 +242,8 @@ void unfold(const LocalActivation& call, const BackwardPlan& backward, Chunk chu
         using Math = decltype(math);
         using S = typename Math::Storage;
         const Global<const S> query(query_of<S>(call, backward.work), call.queries * call.dim);
-        launch("sum_folded", sum_folded<S>, Grid{ceil_div(plan.cells, 256), kFoldParts}, 256, 0, stream, chunk,
-               sizes.dim, plan.cells, outer, query, gradients, floats(plan.parts, kFoldParts * 2 * plan.cells));
+        launch("sum_folded", sum_folded<S>, Grid{ceil_div(plan.cells, 256), kFoldShares}, 256, 0, stream, chunk,
+               sizes.dim, plan.cells, outer, query, gradients, floats(plan.shares, kFoldShares * 2 * plan.cells));
         if (!outer) {
             launch("product_query_gradient", product_query_gradient, Grid{ceil_div(candidates * call.dim, 256)}, 256, 0,
                    stream, chunk, first_weight(call, sizes), plan.cells, gradients, query_gradient);

@@ -153,29 +153,34 @@ struct Chunk {
 };
 
 // What a folded call has per candidate, for `chunk` of them at a time: memory does not grow with Q * D * H1.
-constexpr int64_t kFoldParts = 16;
+constexpr int64_t kFoldShares = 16;  // of a chunk's candidates, whose dA_i are summed apart
 
 struct FoldPlan {
     int64_t chunk;                    // all candidates where the call is not folded
-    int64_t words, transposed_words;  // of A_i [D, H1] and, for backward, A_i^T [H1, D], packed
+    int parts;                        // of A_i, which add up to it: A_i rounded, and in two parts the rest
+    int64_t words, transposed_words;  // of a part of A_i [D, H1] and, for backward, of A_i^T [H1, D], packed
     int64_t cells;                    // of dA_i [padded H1, D]
     int64_t outer_words;              // of Wo[h] [D, D], packed; outer features alone
     // byte offsets in the workspace
-    int64_t matrices, transposed, gradients;  // [chunk, ...]
+    int64_t matrices, transposed, gradients;  // [chunk, parts, words], and [chunk, ...] of the others
     int64_t outer, outer_transposed;          // [H1, outer_words]: B[j, d] = Wo[h, j, d], and its transpose
-    int64_t parts, sums;                      // [kFoldParts, 2, cells] and [2, cells]: of dA_i and diag(q_i) dA_i
+    int64_t shares, sums;                     // [kFoldShares, 2, cells] and [2, cells]: of dA_i and diag(q_i) dA_i
 };
 
 inline FoldPlan plan_fold(const LocalActivation& call, const UnitSizes& s, bool backward, Carve& carve) {
     FoldPlan p{};
     p.chunk = std::max<int64_t>(call.queries, 1);
     if (!s.folded) return p;
+    // Outer features in half precision: A_i's rounding is the same for all of a candidate's behaviours and would add up
+    // over them, where the reference rounds every q_j k_d on its own. A_i^T does with one part, since no sum is taken
+    // over its products with dz1; so do concat and product, where the reference rounds q - k and q * k, terms as large.
+    p.parts = call.features == Features::kOuter && s.element_bytes == 2 ? 2 : 1;
     p.words = packed_sizes(s, s.dim, s.width[0]).words;
     p.cells = int64_t(s.padded[0]) * s.dim;
     if (backward) p.transposed_words = packed_sizes(s, s.padded[0], s.dim).words;
-    const int64_t bytes = 4 * (p.words + p.transposed_words + (backward ? p.cells : 0));
+    const int64_t bytes = 4 * (p.parts * p.words + p.transposed_words + (backward ? p.cells : 0));
     p.chunk = std::clamp<int64_t>(call.chunk_bytes / bytes, 1, p.chunk);
-    p.matrices = carve.add(p.chunk * p.words, 4);
+    p.matrices = carve.add(p.chunk * p.parts * p.words, 4);
     if (call.features == Features::kOuter) {
         p.outer_words = packed_sizes(s, s.dim, s.dim).words;
         p.outer = carve.add(s.width[0] * p.outer_words, 4);
@@ -184,7 +189,7 @@ inline FoldPlan plan_fold(const LocalActivation& call, const UnitSizes& s, bool 
     if (!backward) return p;
     p.transposed = carve.add(p.chunk * p.transposed_words, 4);
     p.gradients = carve.add(p.chunk * p.cells, 4);
-    p.parts = carve.add(kFoldParts * 2 * p.cells, 4);
+    p.shares = carve.add(kFoldShares * 2 * p.cells, 4);
     p.sums = carve.add(2 * p.cells, 4);
     return p;
 }

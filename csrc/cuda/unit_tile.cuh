@@ -11,9 +11,10 @@ namespace din_kernels::cuda {
 struct UnitWeights {
     UnitSizes sizes;
     Activation activation;
-    Global<const uint32_t> keys, products;      // packed [D, H1]: of k, of q * k; null where folded
-    Global<const uint32_t> matrices;            // packed A_i [chunk, D, H1]; null where not folded
-    int64_t matrix_words;                       // of one
+    Global<const uint32_t> keys, products;  // packed [D, H1]: of k, of q * k; null where folded
+    Global<const uint32_t> matrices;        // packed parts of A_i [chunk, parts, D, H1]; null where not folded
+    int64_t matrix_words;                   // of a part
+    int matrix_parts;
     Global<const uint32_t> layers[kMaxHidden];  // packed [H of l - 1, H of l] for l > 0
     Global<const float> constants;              // [Q, padded H1]
     Global<const float> params;                 // [4, padded_sum]: bias, slope or alpha, mean, rstd
@@ -43,8 +44,9 @@ inline UnitWeights unit_weights(const LocalActivation& call, const UnitSizes& si
             sizes.folded ? none : packed(work.keys_matrix, call.dim, sizes.width[0]),
             sizes.folded ? none : packed(work.products_matrix, call.dim, sizes.width[0]),
             Global<const uint32_t>(sizes.folded ? carved<uint32_t>(call.workspace, fold.matrices) : nullptr,
-                                   fold.chunk * fold.words),
+                                   fold.chunk * fold.parts * fold.words),
             fold.words,
+            fold.parts,
             {layer(0), layer(1), layer(2)},
             floats(work.constants, call.queries * sizes.padded[0]),
             floats(work.params, 4 * sizes.padded_sum),
@@ -101,9 +103,10 @@ __device__ void layer_sums(const UnitWeights& weights, int layer, const Shared<t
     for (int group = 0; group < tiles; group += kTiles) {
         Sums sums = {};
         if (kFolded && layer == 0) {
-            const int64_t at = (candidates[0] - chunk_begin) * weights.matrix_words;
-            Math::multiply(sums, input, first, sizes.stride[0], sizes.steps[0],
-                           weights.matrices.part(at, weights.matrix_words), group, tiles);
+            const int64_t words = weights.matrix_words, matrix = (candidates[0] - chunk_begin) * weights.matrix_parts;
+            for (int part = 0; part < weights.matrix_parts; ++part)
+                Math::multiply(sums, input, first, sizes.stride[0], sizes.steps[0],
+                               weights.matrices.part((matrix + part) * words, words), group, tiles);
         } else if (layer == 0) {
             Math::multiply(sums, input, first, sizes.stride[0], sizes.steps[0], weights.keys, group, tiles);
             Math::multiply(sums, products, first, sizes.stride[0], sizes.steps[0], weights.products, group, tiles);
