@@ -14,24 +14,26 @@ __device__ T warp_sum(T value) {
     return value;
 }
 
+template <typename T>
 struct Scanned {
-    uint32_t before;  // sum of the values of the threads before this one
-    uint32_t total;   // of the whole block
+    T before;  // sum of the values of the threads before this one
+    T total;   // of the whole block
 };
 
 // For kScanThreads threads; `sums` [kScanThreads / 32] is scratch, free again after the next barrier.
-__device__ inline Scanned block_scan(uint32_t value, const Shared<uint32_t>& sums) {
+template <typename T>
+__device__ Scanned<T> block_scan(T value, const Shared<T>& sums) {
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-    uint32_t inclusive = value;
+    T inclusive = value;
     for (int up = 1; up < 32; up *= 2) {
-        const uint32_t other = __shfl_up_sync(~0u, inclusive, up);
+        const T other = __shfl_up_sync(~0u, inclusive, up);
         if (lane >= up) inclusive += other;
     }
     if (lane == 31) sums.store(warp, inclusive);
     __syncthreads();
-    Scanned result{inclusive - value, 0};
+    Scanned<T> result{inclusive - value, 0};
     for (int w = 0; w < kScanThreads / 32; ++w) {
-        const uint32_t sum = sums[w];
+        const T sum = sums[w];
         result.total += sum;
         if (w < warp) result.before += sum;
     }

@@ -20,8 +20,9 @@ struct DicePlan {
 
 inline DicePlan plan_dice(int64_t rows, int64_t channels, int width) {
     DicePlan plan{};
-    // 64 rows keep a chunk's partial sums small beside it; 512 chunks are 4 blocks on each of 128 multiprocessors.
-    plan.chunks = std::clamp<int64_t>(ceil_div(rows, 64), 1, 512);
+    // 64 rows keep a chunk's partial sums small beside it; 512 chunks are 4 blocks on each of 128 multiprocessors; a
+    // chunk's rows are counted in fp32, so they are at most 2^24.
+    plan.chunks = std::clamp<int64_t>(ceil_div(rows, 64), 1, std::max<int64_t>(512, ceil_div(rows, 1 << 24)));
     plan.rows_per_chunk = ceil_div(rows, plan.chunks);
     const int64_t vectors = ceil_div(channels, width);
     for (plan.lanes = 1; plan.lanes < 32 && plan.lanes < vectors;) plan.lanes *= 2;

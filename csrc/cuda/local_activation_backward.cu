@@ -129,7 +129,7 @@ void run_backward(const LocalActivation& call, const BackwardPlan& plan, Stream 
                             2 * sizes.padded_sum),
         Global<const S>(static_cast<const S*>(call.grad_pooled), call.queries * call.dim),
         Global<const float>(call.grad_pair_weights, call.total_pairs),
-        Global<const uint32_t>(carved<uint32_t>(call.workspace, plan.work.pair_first), call.queries + 1),
+        Global<const int64_t>(carved<int64_t>(call.workspace, plan.work.pair_first), call.queries + 1),
         Global<const int64_t>(call.pair_begin, call.queries),
         Global<const double>(call.logsumexp, call.queries),
         Global<const float>(carved<float>(call.workspace, plan.dots), call.queries),

@@ -14,7 +14,7 @@ constexpr int kThreads = 128;
 // dots[i] = <g_i, o_i> + sum_t w_it gw_it: sum_t w_it dw_it of the softmax. A warp per candidate.
 template <typename S>
 __global__ void softmax_dots(int64_t queries, int dim, Global<const S> grad_pooled, Global<const S> pooled,
-                             Global<const uint32_t> first, Global<const int64_t> pair_begin,
+                             Global<const int64_t> first, Global<const int64_t> pair_begin,
                              Global<const float> pair_weights, Global<const float> grad_pair_weights,
                              Global<float> dots) {
     const int lane = int(threadIdx.x) % 32;
@@ -24,7 +24,7 @@ __global__ void softmax_dots(int64_t queries, int dim, Global<const S> grad_pool
     float dot = 0.0f, of_weights = 0.0f;
     for (int d = lane; d < dim; d += 32) dot = fmaf(widen(grad_pooled[i * dim + d]), widen(pooled[i * dim + d]), dot);
     if (grad_pair_weights)
-        for (int64_t t = lane; t < int64_t(first[i + 1]) - first[i]; t += 32)
+        for (int64_t t = lane; t < first[i + 1] - first[i]; t += 32)
             of_weights += pair_weights[pair_begin[i] + t] * grad_pair_weights[pair_begin[i] + t];
     dot = warp_sum(dot) + warp_sum(of_weights);
     if (lane == 0) dots.store(i, dot);
@@ -41,7 +41,7 @@ __global__ void write_batch_params(Global<const float> mean, Global<const float>
 
 // A warp per channel.
 __global__ void mean_columns(Global<const float> columns, int64_t blocks, int64_t block_size, int first, int padded_sum,
-                             Global<const uint32_t> pairs, Global<float> statistics) {
+                             Global<const int64_t> pairs, Global<float> statistics) {
     const int channel = int(blockIdx.x);
     for (int which = 0; which < 2; ++which) {
         float sum = 0.0f;
@@ -207,7 +207,7 @@ void prepare_backward(const LocalActivation& call, const BackwardPlan& plan, Str
             launch("softmax_dots", softmax_dots<S>, Grid{ceil_div(call.queries, kThreads / 32)}, kThreads, 0, stream,
                    call.queries, int(call.dim), Global<const S>(static_cast<const S*>(call.grad_pooled), cells),
                    Global<const S>(static_cast<const S*>(call.pooled), cells),
-                   Global<const uint32_t>(carved<uint32_t>(call.workspace, plan.work.pair_first), call.queries + 1),
+                   Global<const int64_t>(carved<int64_t>(call.workspace, plan.work.pair_first), call.queries + 1),
                    Global<const int64_t>(call.pair_begin, call.queries),
                    Global<const float>(call.pair_weights, call.total_pairs),
                    Global<const float>(call.grad_pair_weights, call.total_pairs),
@@ -231,7 +231,7 @@ void finish_backward_statistics(const LocalActivation& call, const BackwardPlan&
     launch("mean_columns", mean_columns, Grid{sizes.padded[layer]}, 32, 0, stream,
            Global<const float>(carved<float>(call.workspace, plan.columns), plan.blocks * plan.columns_size),
            plan.blocks, plan.columns_size, sizes.padded_first[layer], sizes.padded_sum,
-           Global<const uint32_t>(carved<uint32_t>(call.workspace, plan.work.pair_first) + call.queries, 1),
+           Global<const int64_t>(carved<int64_t>(call.workspace, plan.work.pair_first) + call.queries, 1),
            Global<float>(carved<float>(call.workspace, plan.statistics), 2 * sizes.padded_sum));
 }
 

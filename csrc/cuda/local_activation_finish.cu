@@ -50,12 +50,12 @@ __global__ void join_partials(Slots slots, int dim, int rows, int64_t blocks, bo
 }
 
 // Scores become weights. By the maximum and the sum, not by logsumexp: in large scores that would cancel.
-__global__ void normalize_weights(int64_t queries, Global<const uint32_t> first, Global<const float> normalizers,
+__global__ void normalize_weights(int64_t queries, Global<const int64_t> first, Global<const float> normalizers,
                                   Global<const int64_t> pair_begin, Global<float> pair_weights) {
     const int lane = int(threadIdx.x) % 32;
     const int64_t i = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
     if (i >= queries) return;
-    const int64_t pairs = int64_t(first[i + 1]) - first[i];
+    const int64_t pairs = first[i + 1] - first[i];
     if (pairs == 0) return;
     const float top = normalizers[2 * i], share = normalizers[2 * i + 1];
     for (int64_t t = lane; t < pairs; t += 32) {
@@ -97,8 +97,7 @@ void join_pooled(const LocalActivation& call, const ForwardPlan& plan, Chunk chu
 
 void normalize_pair_weights(const LocalActivation& call, const ForwardPlan& plan, Stream stream) {
     launch("normalize_weights", normalize_weights, Grid{ceil_div(call.queries, kThreads / 32)}, kThreads, 0, stream,
-           call.queries,
-           Global<const uint32_t>(carved<uint32_t>(call.workspace, plan.work.pair_first), call.queries + 1),
+           call.queries, Global<const int64_t>(carved<int64_t>(call.workspace, plan.work.pair_first), call.queries + 1),
            Global<const float>(carved<float>(call.workspace, plan.normalizers), 2 * call.queries),
            Global<const int64_t>(call.pair_begin, call.queries), Global<float>(call.pair_weights, call.total_pairs));
 }

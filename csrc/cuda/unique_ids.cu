@@ -8,7 +8,6 @@ namespace din_kernels::cuda {
 namespace {
 
 constexpr int kPerThread = int(kWordsPerTile) / kScanThreads;
-constexpr uint32_t kScanBytes = kScanThreads / 32 * 4;
 
 __global__ void clear(Global<uint32_t> values, int64_t size) {
     const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -25,37 +24,41 @@ __global__ void mark(IdArray ids, int64_t rows, int64_t padding_idx, Global<uint
     if ((bitmap[id / 32] & bit) == 0) bitmap.atomic_or(id / 32, bit);
 }
 
-// What is summed: set bits of words, or the values themselves.
+// What is summed: set bits of words, or the values themselves. Sum is the type of both sums and values.
 struct SetBits {
+    using Sum = uint32_t;
     __device__ static uint32_t of(uint32_t word) { return uint32_t(__popc(word)); }
 };
+template <typename T>
 struct Values {
-    __device__ static uint32_t of(uint32_t value) { return value; }
+    using Sum = T;
+    __device__ static T of(T value) { return value; }
 };
 
-template <typename Of>
-__device__ uint32_t sum_of_thread(const Global<const uint32_t>& values, int64_t size, int64_t from) {
-    uint32_t sum = 0;
+template <typename Of, typename T = typename Of::Sum>
+__device__ T sum_of_thread(const Global<const T>& values, int64_t size, int64_t from) {
+    T sum = 0;
     for (int i = 0; i < kPerThread; ++i)
         if (from + i < size) sum += Of::of(values[from + i]);
     return sum;
 }
 
-template <typename Of>
-__global__ void sum_tiles(Global<const uint32_t> values, int64_t size, Global<uint32_t> tile_sums) {
-    const Shared<uint32_t> scratch(0, kScanThreads / 32);
+template <typename Of, typename T = typename Of::Sum>
+__global__ void sum_tiles(Global<const T> values, int64_t size, Global<T> tile_sums) {
+    const Shared<T> scratch(0, kScanThreads / 32);
     const int64_t from = int64_t(blockIdx.x) * kWordsPerTile + int64_t(threadIdx.x) * kPerThread;
-    const Scanned scanned = block_scan(sum_of_thread<Of>(values, size, from), scratch);
+    const Scanned<T> scanned = block_scan(sum_of_thread<Of>(values, size, from), scratch);
     if (threadIdx.x == 0) tile_sums.store(blockIdx.x, scanned.total);
 }
 
 // One block: tile sums become the sums of the tiles before; `total` [1] may be null.
-__global__ void scan_tiles(Global<uint32_t> tile_sums, int64_t tiles, Global<int64_t> total) {
-    const Shared<uint32_t> scratch(0, kScanThreads / 32);
-    uint32_t carry = 0;
+template <typename T>
+__global__ void scan_tiles(Global<T> tile_sums, int64_t tiles, Global<int64_t> total) {
+    const Shared<T> scratch(0, kScanThreads / 32);
+    T carry = 0;
     for (int64_t first = 0; first < tiles; first += kScanThreads) {
         const int64_t tile = first + threadIdx.x;
-        const Scanned scanned = block_scan(tile < tiles ? tile_sums[tile] : 0u, scratch);
+        const Scanned<T> scanned = block_scan(tile < tiles ? tile_sums[tile] : T{}, scratch);
         if (tile < tiles) tile_sums.store(tile, carry + scanned.before);
         carry += scanned.total;
         __syncthreads();
@@ -64,15 +67,15 @@ __global__ void scan_tiles(Global<uint32_t> tile_sums, int64_t tiles, Global<int
 }
 
 // before[i] = sum of the values before i; of set bits also the row numbers, in order, to unique.
-template <typename Of>
-__global__ void scan_values(Global<const uint32_t> values, int64_t size, Global<const uint32_t> tile_sums,
-                            Global<uint32_t> before, Global<int64_t> unique) {
-    const Shared<uint32_t> scratch(0, kScanThreads / 32);
+template <typename Of, typename T = typename Of::Sum>
+__global__ void scan_values(Global<const T> values, int64_t size, Global<const T> tile_sums, Global<T> before,
+                            Global<int64_t> unique) {
+    const Shared<T> scratch(0, kScanThreads / 32);
     const int64_t from = int64_t(blockIdx.x) * kWordsPerTile + int64_t(threadIdx.x) * kPerThread;
-    const Scanned scanned = block_scan(sum_of_thread<Of>(values, size, from), scratch);
-    uint32_t rank = tile_sums[blockIdx.x] + scanned.before;
+    const Scanned<T> scanned = block_scan(sum_of_thread<Of>(values, size, from), scratch);
+    T rank = tile_sums[blockIdx.x] + scanned.before;
     for (int i = 0; i < kPerThread && from + i < size; ++i) {
-        uint32_t value = values[from + i];
+        T value = values[from + i];
         before.store(from + i, rank);
         if (!unique) {
             rank += Of::of(value);
@@ -87,17 +90,18 @@ __global__ void fill_behind(Global<const int64_t> count, Global<int64_t> unique,
     if (at < size && at >= count[0]) unique.store(at, -1);
 }
 
-template <typename Of>
-void scan(const uint32_t* from, int64_t size, uint32_t* sums, uint32_t* to, int64_t* unique, int64_t unique_size,
-          int64_t* total, Stream stream) {
+template <typename Of, typename T = typename Of::Sum>
+void scan(const T* from, int64_t size, T* sums, T* to, int64_t* unique, int64_t unique_size, int64_t* total,
+          Stream stream) {
     const int64_t tiles = ceil_div(size, kWordsPerTile);
-    const Global<const uint32_t> values(from, size);
-    const Global<uint32_t> tile_sums(sums, tiles);
-    launch("sum_tiles", sum_tiles<Of>, Grid{tiles}, kScanThreads, kScanBytes, stream, values, size, tile_sums);
-    launch("scan_tiles", scan_tiles, Grid{1}, kScanThreads, kScanBytes, stream, tile_sums, tiles,
+    const size_t scratch = kScanThreads / 32 * sizeof(T);
+    const Global<const T> values(from, size);
+    const Global<T> tile_sums(sums, tiles);
+    launch("sum_tiles", sum_tiles<Of>, Grid{tiles}, kScanThreads, scratch, stream, values, size, tile_sums);
+    launch("scan_tiles", scan_tiles<T>, Grid{1}, kScanThreads, scratch, stream, tile_sums, tiles,
            Global<int64_t>(total, 1));
-    launch("scan_values", scan_values<Of>, Grid{tiles}, kScanThreads, kScanBytes, stream, values, size,
-           Global<const uint32_t>(sums, tiles), Global<uint32_t>(to, size), Global<int64_t>(unique, unique_size));
+    launch("scan_values", scan_values<Of>, Grid{tiles}, kScanThreads, scratch, stream, values, size,
+           Global<const T>(sums, tiles), Global<T>(to, size), Global<int64_t>(unique, unique_size));
 }
 
 }  // namespace
@@ -115,8 +119,11 @@ void unique_ids(const UniquePlan& plan, void* workspace, Ids ids, int64_t entrie
            Global<int64_t>(unique, entries), entries);
 }
 
-void exclusive_scan(const uint32_t* values, int64_t size, uint32_t* tile_sums, uint32_t* before, Stream stream) {
-    scan<Values>(values, size, tile_sums, before, nullptr, 0, nullptr, stream);
+template <typename T>
+void exclusive_scan(const T* values, int64_t size, T* tile_sums, T* before, Stream stream) {
+    scan<Values<T>>(values, size, tile_sums, before, nullptr, 0, nullptr, stream);
 }
+template void exclusive_scan(const uint32_t*, int64_t, uint32_t*, uint32_t*, Stream);
+template void exclusive_scan(const int64_t*, int64_t, int64_t*, int64_t*, Stream);
 
 }  // namespace din_kernels::cuda

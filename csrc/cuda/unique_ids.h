@@ -32,7 +32,8 @@ inline UniquePlan plan_unique(int64_t rows, Carve& carve) {
 void unique_ids(const UniquePlan& plan, void* workspace, Ids ids, int64_t entries, int64_t rows, int64_t padding_idx,
                 int64_t* unique, int64_t* unique_count, Stream stream);
 
-// Exclusive prefix sums of values [size]; tile_sums [ceil(size / kWordsPerTile)] is scratch.
-void exclusive_scan(const uint32_t* values, int64_t size, uint32_t* tile_sums, uint32_t* before, Stream stream);
+// Exclusive prefix sums of values [size], uint32_t or int64_t; tile_sums [ceil(size / kWordsPerTile)] is scratch.
+template <typename T>
+void exclusive_scan(const T* values, int64_t size, T* tile_sums, T* before, Stream stream);
 
 }  // namespace din_kernels::cuda

@@ -25,7 +25,7 @@ struct BackwardCall {
     Global<const float> statistics;                               // [2, padded_sum] or null: means of du, du u
     Global<const S> grad_pooled;                                  // [Q, D]
     Global<const float> grad_pair_weights;                        // [total_pairs] or null
-    Global<const uint32_t> pair_first;                            // [Q + 1]: pairs before each candidate
+    Global<const int64_t> pair_first;                             // [Q + 1]: pairs before each candidate
     Global<const int64_t> pair_begin;                             // [Q] or null
     Global<const double> logsumexp;                               // [Q], softmax
     Global<const float> dots;                                     // [Q], softmax

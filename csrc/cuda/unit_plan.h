@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 
 #include "din_kernels/cuda/local_activation.h"
@@ -40,7 +41,13 @@ inline int conflict_free(int64_t elements, int element_bytes) {
     return int((ceil_div(elements * element_bytes, 16) | 1) * 16 / element_bytes);
 }
 
+// Candidates of a call: a tile numbers them in 32 bits. Pairs are counted in 64.
+constexpr int64_t kMaxQueries = (int64_t(1) << 31) - 1;
+
 inline UnitSizes unit_sizes(const LocalActivation& call) {
+    if (call.queries > kMaxQueries)
+        throw std::invalid_argument("query must have at most " + std::to_string(kMaxQueries) +
+                                    " rows for the CUDA kernels, got " + std::to_string(call.queries));
     UnitSizes s{};
     s.element_bytes = call.dtype == DType::kFloat ? 4 : 2;
     s.depth = call.dtype != DType::kFloat ? 16 : call.precision == Precision::kTensorCores ? 8 : 4;
@@ -118,7 +125,7 @@ inline PackedSizes packed_sizes(const UnitSizes& s, int64_t in, int64_t out) {
 
 // Byte offsets in the workspace of what forward and backward have in common.
 struct UnitWorkspace {
-    int64_t lengths, pair_first, tile_sums;  // [Q + 1]: pairs of each candidate, and those before it
+    int64_t lengths, pair_first, tile_sums;  // [Q + 1] in 64 bits: pairs of each candidate, and those before it
     int64_t slot_first;                      // [Q + 1]: the same with whole tiles, where the call is folded
     int64_t query;                           // [Q, D], only where the query comes from several tables
     int64_t constants;                       // [Q, padded H1] of fp32: c_i
@@ -129,10 +136,10 @@ struct UnitWorkspace {
 
 inline UnitWorkspace unit_workspace(const LocalActivation& call, const UnitSizes& s, Carve& carve) {
     UnitWorkspace w{};
-    w.lengths = carve.add(call.queries + 1, 4);
-    w.pair_first = carve.add(call.queries + 1, 4);
-    w.tile_sums = carve.add(ceil_div(call.queries + 1, kWordsPerTile), 4);
-    w.slot_first = s.folded ? carve.add(call.queries + 1, 4) : w.pair_first;
+    w.lengths = carve.add(call.queries + 1, 8);
+    w.pair_first = carve.add(call.queries + 1, 8);
+    w.tile_sums = carve.add(ceil_div(call.queries + 1, kWordsPerTile), 8);
+    w.slot_first = s.folded ? carve.add(call.queries + 1, 8) : w.pair_first;
     w.query = carve.add(call.query.ids[0].data ? call.queries * call.dim : 0, s.element_bytes);
     w.constants = carve.add(call.queries * s.padded[0], 4);
     w.params = carve.add(4 * s.padded_sum, 4);

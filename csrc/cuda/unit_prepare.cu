@@ -78,12 +78,11 @@ __global__ void write_params(ParamSource source, UnitSizes sizes, Global<float> 
 
 // Pairs of each candidate, rounded up to a multiple of `rows`.
 __global__ void write_lengths(int64_t queries, int rows, Global<const int64_t> length,
-                              Global<const int64_t> query_to_user, Global<uint32_t> lengths) {
+                              Global<const int64_t> query_to_user, Global<int64_t> lengths) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i > queries) return;
-    uint32_t pairs = 0;
-    if (i < queries) pairs = uint32_t(length[query_to_user ? query_to_user[i] : i]);
-    lengths.store(i, (pairs + unsigned(rows) - 1) / unsigned(rows) * unsigned(rows));
+    const int64_t pairs = i < queries ? length[query_to_user ? query_to_user[i] : i] : 0;
+    lengths.store(i, (pairs + rows - 1) / rows * rows);
 }
 
 template <typename S>
@@ -183,12 +182,13 @@ void prepare_unit(const LocalActivation& call, const UnitSizes& sizes, const Uni
     launch("write_params", write_params, Grid{ceil_div(widest + 1, 128), sizes.layers + 1}, 128, 0, stream, source,
            sizes, Global<float>(params, 4 * sizes.padded_sum),
            Global<float>(carved<float>(call.workspace, work.output), sizes.padded[sizes.layers - 1] + 1));
+    const auto sums = [&](int64_t offset) { return carved<int64_t>(call.workspace, offset); };
     const auto count = [&](int multiple, int64_t before) {
         launch("write_lengths", write_lengths, Grid{ceil_div(call.queries + 1, 256)}, 256, 0, stream, call.queries,
                multiple, Global<const int64_t>(call.length, call.users),
                Global<const int64_t>(call.query_to_user, call.queries),
-               Global<uint32_t>(words(work.lengths), call.queries + 1));
-        exclusive_scan(words(work.lengths), call.queries + 1, words(work.tile_sums), words(before), stream);
+               Global<int64_t>(sums(work.lengths), call.queries + 1));
+        exclusive_scan(sums(work.lengths), call.queries + 1, sums(work.tile_sums), sums(before), stream);
     };
     count(1, work.pair_first);
     if (sizes.folded) count(rows, work.slot_first);

@@ -24,11 +24,11 @@ struct TableRows {
 
 // The slots of a launch, one candidate's behind the other's. A candidate has one per pair or, folded, whole tiles.
 struct Slots {
-    int64_t begin, end;            // candidates of the launch
-    Global<const uint32_t> first;  // [Q + 1]: slots before each candidate, modulo 2^32; a launch has fewer
+    int64_t begin, end;           // candidates of the launch
+    Global<const int64_t> first;  // [Q + 1]: slots before each candidate
 
-    __device__ int64_t before(int64_t candidate) const { return uint32_t(first[candidate] - first[begin]); }
-    __device__ uint32_t total() const { return uint32_t(before(end)); }
+    __device__ int64_t before(int64_t candidate) const { return first[candidate] - first[begin]; }
+    __device__ int64_t total() const { return before(end); }
     // Where a candidate's rows end in a tile of `valid` rows from `slot` on.
     __device__ int last_row(int64_t candidate, int64_t slot, int valid) const {
         const int64_t last = before(candidate + 1) - slot;
@@ -38,7 +38,7 @@ struct Slots {
 
 inline Slots slots_of(const LocalActivation& call, const UnitWorkspace& work, Chunk chunk) {
     return {chunk.begin, chunk.end,
-            Global<const uint32_t>(carved<uint32_t>(call.workspace, work.slot_first), call.queries + 1)};
+            Global<const int64_t>(carved<int64_t>(call.workspace, work.slot_first), call.queries + 1)};
 }
 
 // Candidates, histories and pairs of a call.
@@ -77,11 +77,9 @@ struct Range {
     int64_t begin, end;
     int64_t per_block;  // slots of a block but the last
 
-    // In 32 bits: slots are below 2^32, and a division of 64 bits is a call.
-    __device__ Range(uint32_t slots, int rows, unsigned block, unsigned blocks) {
-        const uint32_t tiles = slots / unsigned(rows) + (slots % unsigned(rows) != 0);
-        const uint32_t tiles_per_block = tiles / blocks + (tiles % blocks != 0);
-        per_block = int64_t(tiles_per_block) * rows;
+    __device__ Range(int64_t slots, int rows, int64_t block, int64_t blocks) {
+        const int64_t tiles = (slots + rows - 1) / rows;
+        per_block = (tiles + blocks - 1) / blocks * rows;
         begin = block * per_block < slots ? block * per_block : slots;
         end = begin + per_block < slots ? begin + per_block : slots;
     }
@@ -97,7 +95,7 @@ struct BlocksOf {
     __device__ BlocksOf(const Slots& slots, int64_t candidate, int rows, int64_t blocks) {
         const int64_t begin = slots.before(candidate), end = slots.before(candidate + 1);
         if (begin == end) return;
-        const Range range(slots.total(), rows, 0, unsigned(blocks));
+        const Range range(slots.total(), rows, 0, blocks);
         from = begin / range.per_block, to = (end - 1) / range.per_block;
     }
     __device__ bool none() const { return to < from; }
@@ -125,20 +123,20 @@ struct TileLoader {
     // Starts to bring slots slot .. end, at most `rows`; rows without a pair become zeros of candidate -1. `cursor` is
     // the candidate of the last pair fetched, or of `slot` at first.
     __device__ void fetch(int64_t slot, int64_t end, int stage, int64_t& cursor) const {
-        const Shared<uint32_t> firsts(window, rows + 1);
+        const Shared<int> firsts(window, rows + 1);
         const Shared<int> candidates = candidates_of(stage);
         const Shared<int64_t> source_rows = rows_of(stage);
         const Slots& slots = pairs.slots;
         for (int at = int(threadIdx.x); at <= rows; at += threads) {
-            const int64_t i = cursor + at;
-            firsts.store(at, uint32_t(slots.before(i < slots.end ? i : slots.end)));
+            const int64_t i = cursor + at, first = slots.before(i < slots.end ? i : slots.end) - slot;
+            firsts.store(at, first < 0 ? 0 : first < rows ? int(first) : rows);
         }
         __syncthreads();
         for (int at = int(threadIdx.x); at < rows; at += threads) {
             const int64_t mine = slot + at;
             int64_t i = -1, row = -1;
             if (mine < end) {
-                i = candidate_at(mine, firsts, cursor);
+                i = candidate_at(slot, at, firsts, cursor);
                 const int64_t position = mine - slots.before(i);
                 if (kFolded && position >= pairs.length[pairs.user(i)])
                     i = -1;
@@ -165,13 +163,14 @@ struct TileLoader {
     }
 
  private:
-    // Most candidates of a tile lie in the window `firsts` from `cursor` on; many empty histories can push them out.
-    __device__ int64_t candidate_at(int64_t slot, const Shared<uint32_t>& firsts, int64_t cursor) const {
-        if (int64_t(firsts[rows]) <= slot) return pairs.find(slot, cursor + rows);
+    // The candidate of slot + at. Most of a tile lie in the window from `cursor` on, whose first slots, counted from
+    // the tile's, are `firsts`; many empty histories can push them out.
+    __device__ int64_t candidate_at(int64_t slot, int at, const Shared<int>& firsts, int64_t cursor) const {
+        if (firsts[rows] <= at) return pairs.find(slot + at, cursor + rows);
         int low = 0, high = rows;
         while (high - low > 1) {
             const int middle = (low + high) / 2;
-            if (int64_t(firsts[middle]) <= slot)
+            if (firsts[middle] <= at)
                 low = middle;
             else
                 high = middle;
