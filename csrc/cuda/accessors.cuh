@@ -38,18 +38,14 @@ class Global {
     // Each returns the value before.
     __device__ T atomic_add(int64_t at, T value) const {
 #ifdef DIN_KERNELS_EMULATE
-        const T before = *checked(at, 1);
-        *checked(at, 1) = before + value;
-        return before;
+        return exchange(at, (*this)[at] + value);
 #else
         return atomicAdd(data_ + at, value);
 #endif
     }
     __device__ T atomic_or(int64_t at, T value) const {
 #ifdef DIN_KERNELS_EMULATE
-        const T before = *checked(at, 1);
-        *checked(at, 1) = before | value;
-        return before;
+        return exchange(at, (*this)[at] | value);
 #else
         return atomicOr(data_ + at, value);
 #endif
@@ -83,6 +79,12 @@ class Global {
 
     T* data_;
 #ifdef DIN_KERNELS_EMULATE
+    // Threads of the emulation are never interrupted, so that this is atomic.
+    T exchange(int64_t at, T by) const {
+        const T before = *checked(at, 1);
+        *checked(at, 1) = by;
+        return before;
+    }
     int64_t size_;
 #endif
 };

@@ -147,34 +147,44 @@ __device__ inline DiceGradient dice_gradient(const Channel& c, float x, float g)
     return {g * (c.alpha + (1.0f - c.alpha) * p), g * x * (1.0f - c.alpha) * p * q, u, g * x * q};
 }
 
-// partials [chunks, 3, C] = sums of dt, dt u and dalpha; in evaluation also grad_x, which then needs no sums:
+// gradient(i, channel, DiceGradient) -> dx for channel first + i of the share in every valid row, the rest of grad_x
+// zeros; grad_x may be null.
+template <typename T, int kWidth, typename Gradient>
+__device__ void for_gradients(const Share& share, const Global<const T>& x, const Global<const T>& grad_y,
+                              const Global<const bool>& mask, const Channels& channels, const Global<T>& grad_x,
+                              const Gradient& gradient) {
+    Channel channel[kWidth];
+    for (int i = 0; i < kWidth; ++i) channel[i] = channel_at(channels, share.first + i);
+    for (int64_t row = share.row; row < share.end; row += share.groups) {
+        const int64_t at = row * channels.count + share.first;
+        Vector<T, kWidth> out{};
+        if (!mask || mask[row]) {
+            const Vector<T, kWidth> values = x.template load<kWidth>(at);
+            const Vector<T, kWidth> grads = grad_y.template load<kWidth>(at);
+            for (int i = 0; i < kWidth; ++i)
+                out.at[i] = narrow<T>(
+                    gradient(i, channel[i], dice_gradient(channel[i], widen(values.at[i]), widen(grads.at[i]))));
+        }
+        if (grad_x) grad_x.template store<kWidth>(at, out);
+    }
+}
+
+// partials [chunks, 3, C] = sums of dt, dt u and dalpha; in evaluation also grad_x (null in training), which then needs
+// no sums:
 //   dx = direct + rstd weight dt
 template <typename T, int kWidth>
 __global__ void dice_gradient_sums(Global<const T> x, Global<const T> grad_y, Global<const bool> mask, int64_t rows,
-                                   Channels channels, DicePlan plan, bool training, Global<T> grad_x,
-                                   Global<float> partials) {
+                                   Channels channels, DicePlan plan, Global<T> grad_x, Global<float> partials) {
     const Share share(rows, plan, kWidth);
     const int columns = plan.lanes * kWidth;
     const Shared<float> scratch(0, 3 * share.groups * columns);
     float sums[3][kWidth] = {};
-    if (share.first < channels.count) {
-        Channel channel[kWidth];
-        for (int i = 0; i < kWidth; ++i) channel[i] = channel_at(channels, share.first + i);
-        for (int64_t row = share.row; row < share.end; row += share.groups) {
-            const int64_t at = row * channels.count + share.first;
-            Vector<T, kWidth> out{};
-            if (!mask || mask[row]) {
-                const Vector<T, kWidth> values = x.template load<kWidth>(at);
-                const Vector<T, kWidth> grads = grad_y.template load<kWidth>(at);
-                for (int i = 0; i < kWidth; ++i) {
-                    const DiceGradient d = dice_gradient(channel[i], widen(values.at[i]), widen(grads.at[i]));
-                    sums[0][i] += d.dt, sums[1][i] += d.dt * d.u, sums[2][i] += d.dalpha;
-                    out.at[i] = narrow<T>(d.direct + channel[i].rstd * channel[i].weight * d.dt);
-                }
-            }
-            if (!training) grad_x.template store<kWidth>(at, out);
-        }
-    }
+    if (share.first < channels.count)
+        for_gradients<T, kWidth>(share, x, grad_y, mask, channels, grad_x,
+                                 [&](int i, const Channel& c, const DiceGradient& d) {
+                                     sums[0][i] += d.dt, sums[1][i] += d.dt * d.u, sums[2][i] += d.dalpha;
+                                     return d.direct + c.rstd * c.weight * d.dt;
+                                 });
     for (int which = 0; which < 3; ++which)
         for (int i = 0; i < kWidth; ++i)
             scratch.store((which * share.groups + share.group) * columns + share.lane * kWidth + i, sums[which][i]);
@@ -213,27 +223,15 @@ __global__ void dice_gradient_x(Global<const T> x, Global<const T> grad_y, Globa
     const Share share(rows, plan, kWidth);
     if (share.first >= channels.count) return;
     const float part = count[0] > 0 ? 1.0f / float(count[0]) : 0.0f;
-    Channel channel[kWidth];
     float mean_dt[kWidth], mean_dt_u[kWidth];
     for (int i = 0; i < kWidth; ++i) {
-        channel[i] = channel_at(channels, share.first + i);
         mean_dt[i] = sums[share.first + i] * part;
         mean_dt_u[i] = sums[channels.count + share.first + i] * part;
     }
-    for (int64_t row = share.row; row < share.end; row += share.groups) {
-        const int64_t at = row * channels.count + share.first;
-        Vector<T, kWidth> out{};
-        if (!mask || mask[row]) {
-            const Vector<T, kWidth> values = x.template load<kWidth>(at);
-            const Vector<T, kWidth> grads = grad_y.template load<kWidth>(at);
-            for (int i = 0; i < kWidth; ++i) {
-                const DiceGradient d = dice_gradient(channel[i], widen(values.at[i]), widen(grads.at[i]));
-                const float through = d.dt - mean_dt[i] - d.u * mean_dt_u[i];
-                out.at[i] = narrow<T>(d.direct + channel[i].rstd * channel[i].weight * through);
-            }
-        }
-        grad_x.template store<kWidth>(at, out);
-    }
+    for_gradients<T, kWidth>(share, x, grad_y, mask, channels, grad_x,
+                             [&](int i, const Channel& c, const DiceGradient& d) {
+                                 return d.direct + c.rstd * c.weight * (d.dt - mean_dt[i] - d.u * mean_dt_u[i]);
+                             });
 }
 
 // The call's arrays as kernels take them.
@@ -307,7 +305,7 @@ void dice_backward(const Dice& call, Stream stream) {
         const auto sums = carved_array<float>(call, plan.sums, 3 * call.channels);
         launch("dice_gradient_sums", dice_gradient_sums<T, width()>, grid, kDiceThreads,
                size_t(3 * kDiceThreads * width()) * 4, stream, arrays.in(call.x), arrays.in(call.grad_y), arrays.mask(),
-               call.rows, arrays.channels(), plan, call.training, arrays.out(call.grad_x), partials);
+               call.rows, arrays.channels(), plan, arrays.out(call.training ? nullptr : call.grad_x), partials);
         launch("dice_join_sums", dice_join_sums, Grid{call.channels}, 32, 0, stream,
                carved_array<const float>(call, plan.partials, partials_size), plan.chunks, call.channels, sums,
                arrays.per_channel(call.grad_alpha), arrays.per_channel(call.grad_weight),

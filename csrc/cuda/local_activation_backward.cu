@@ -5,12 +5,9 @@
 //   dk = w g + dz1 (Wk - Wd) + q (dz1 Wp),   dq += k (dz1 Wp),   dc += dz1
 // and folded
 //   dk = w g + dz1 A_i,   dA_i += dz1^T k,   dc += dz1
-#include "launch.cuh"
 #include "local_activation_backward_finish.h"
-#include "local_activation_fold.h"
 #include "unit_gradient.cuh"
-#include "unit_math_of.h"
-#include "unit_prepare.h"
+#include "unit_launch.cuh"
 
 namespace din_kernels::cuda {
 namespace {
@@ -23,7 +20,7 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
     const TileShared& at = plan.tile;
     const int rows = at.rows;
     const TileLoader<S, kFolded>& loader = call.loader;
-    const TileMlp<Math, kFolded> mlp{call.weights, loader, at};
+    const TileMlp<Math, kFolded> mlp{call, at};
     const BackwardShared shared{plan};
     const Shared<float> score = shared.floats(at.score, rows), column_sums = shared.column_sums();
     mlp.clear();
@@ -44,11 +41,10 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
         const Shared<int> candidates = loader.candidates_of(stage);
         const int valid = loader.valid(slot, range.end, candidates);
         float part[2] = {0.0f, 0.0f};
-        mlp.run(stage, call.query, call.query_vector, sizes.layers, part,
-                [&](int layer, const LanePosition& position, float z) {
-                    shared.z(layer).store(position.row * (sizes.padded[layer] + 1) + position.column, z);
-                });
-        mlp.scores(part, call.scale, [&](int row, float s) { score.store(row, s); });
+        mlp.run(stage, sizes.layers, part, [&](int layer, const LanePosition& position, float z) {
+            shared.z(layer).store(position.row * (sizes.padded[layer] + 1) + position.column, z);
+        });
+        mlp.scores(part, [&](int row, float s) { score.store(row, s); });
         __syncwarp();
         weigh_rows(call, shared, keys, candidates, loader.rows_of(stage), score, slot);
         if (call.softmax) residual.take(candidates, shared.weight(), score, shared.ds(), slot, valid);
@@ -106,19 +102,11 @@ void run_backward(const LocalActivation& call, const BackwardPlan& plan, Stream 
     const auto floats = [&](int64_t offset, int64_t size) {
         return Global<float>(carved<float>(call.workspace, offset), size);
     };
-    const S* const query = query_of<S>(call, plan.work);
     const bool shared_rows = call.query_to_user != nullptr;
     const int64_t cells = call.rows_count * call.dim;
     BackwardCall<S, kFolded> backward{
-        unit_weights(call, sizes, plan.work, plan.fold),
-        tile_loader<S, kFolded>(call, sizes, plan.tile, plan.work),
-        Global<const S>(query, call.queries * call.dim),
-        call.dim % 4 == 0 && reinterpret_cast<uintptr_t>(query) % (4 * sizeof(S)) == 0,
-        call.normalize == Normalize::kSoftmax,
-        call.scale,
+        unit_call<S, kFolded>(call, plan),
         call.hidden > 0 && call.activation == Activation::kDice,
-        -1,
-        false,
         plan,
         kFolded ? none : packed(plan.keys_transposed, sizes.padded[0], call.dim),
         kFolded ? none : packed(plan.products_transposed, sizes.padded[0], call.dim),
@@ -130,7 +118,6 @@ void run_backward(const LocalActivation& call, const BackwardPlan& plan, Stream 
         Global<const S>(static_cast<const S*>(call.grad_pooled), call.queries * call.dim),
         Global<const float>(call.grad_pair_weights, call.total_pairs),
         Global<const int64_t>(carved<int64_t>(call.workspace, plan.work.pair_first), call.queries + 1),
-        Global<const int64_t>(call.pair_begin, call.queries),
         Global<const double>(call.logsumexp, call.queries),
         Global<const float>(carved<float>(call.workspace, plan.dots), call.queries),
         Global<S>(shared_rows ? nullptr : static_cast<S*>(call.grad_rows), cells),
@@ -142,29 +129,25 @@ void run_backward(const LocalActivation& call, const BackwardPlan& plan, Stream 
                 : floats(plan.query_gradient, call.queries * call.dim),
         floats(plan.gradients, plan.blocks * plan.gradient_size),
         floats(plan.columns, plan.blocks * plan.columns_size)};
-    const auto pass = [&](int statistics_layer) {
-        backward.statistics_layer = statistics_layer;
-        for_chunks(call, plan.fold, [&](Chunk chunk) {
-            if constexpr (kFolded) fold(call, sizes, plan.work, plan.fold, chunk, stream);
-            backward.loader.pairs.slots = slots_of(call, plan.work, chunk), backward.resume = chunk.begin > 0;
-            launch("local_activation_backward", unit_backward<Math, kFolded>, Grid{plan.blocks}, 32 * plan.tile.warps,
-                   size_t(plan.bytes), stream, backward);
-            if (statistics_layer >= 0) return;
-            join_query_gradients(call, plan, chunk, stream);
-            if constexpr (kFolded) unfold(call, plan, chunk, stream);
-        });
-        if (statistics_layer >= 0) finish_backward_statistics(call, plan, statistics_layer, stream);
+    const auto pass = [&](int statistics_layer, const auto& after) {
+        launch_over_tiles<kFolded>("local_activation_backward", unit_backward<Math, kFolded>, call, plan, backward,
+                                   statistics_layer, stream, after);
     };
-    for (int layer = sizes.layers - 1; call.dice_training && layer >= 0; --layer) pass(layer);
-    pass(-1);
+    for (int layer = sizes.layers - 1; call.dice_training && layer >= 0; --layer) {
+        pass(layer, [](Chunk) {});
+        finish_backward_statistics(call, plan, layer, stream);
+    }
+    pass(-1, [&](Chunk chunk) {
+        join_query_gradients(call, plan, chunk, stream);
+        if constexpr (kFolded) unfold(call, plan, chunk, stream);
+    });
 }
 
 }  // namespace
 
 LaunchPlan local_activation_backward_plan(const LocalActivation& call, const DeviceLimits& device) {
     const BackwardPlan plan = plan_backward(call, device);
-    return {plan.tile.rows,       plan.tile.stages,        32 * plan.tile.warps, plan.blocks,    plan.bytes,
-            plan.workspace_bytes, plan.gradient_in_shared, plan.sizes.folded,    plan.fold.chunk};
+    return launch_plan(plan, plan.gradient_in_shared);
 }
 
 int64_t local_activation_backward_workspace(const LocalActivation& call) {
@@ -173,15 +156,9 @@ int64_t local_activation_backward_workspace(const LocalActivation& call) {
 
 void local_activation_backward(const LocalActivation& call, Stream stream) {
     const BackwardPlan plan = plan_backward(call, device_limits());
-    prepare_unit(call, plan.sizes, plan.work, plan.tile.rows, stream);
-    if (plan.sizes.folded) prepare_fold(call, plan.sizes, plan.fold, stream);
-    prepare_backward(call, plan, stream);
-    with_math(call, [&](auto math) {
-        using Math = decltype(math);
-        if (plan.sizes.folded)
-            run_backward<Math, true>(call, plan, stream);
-        else
-            run_backward<Math, false>(call, plan, stream);
+    with_prepared_unit(call, plan, stream, [&](auto math, auto folded) {
+        prepare_backward(call, plan, stream);
+        run_backward<decltype(math), folded()>(call, plan, stream);
     });
     finish_backward(call, plan, stream);
 }

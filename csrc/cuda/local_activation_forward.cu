@@ -1,11 +1,8 @@
 // Forward of the local activation unit. Flat tiles: consecutive pairs across candidates, sums by segment. Folded tiles:
 // pairs of one candidate, whose first layer is A_i k + c_i.
-#include "launch.cuh"
 #include "local_activation_finish.h"
-#include "local_activation_fold.h"
-#include "unit_math_of.h"
+#include "unit_launch.cuh"
 #include "unit_pooling.cuh"
-#include "unit_prepare.h"
 
 namespace din_kernels::cuda {
 namespace {
@@ -17,7 +14,7 @@ __global__ void __launch_bounds__(128, 4) unit_forward(const ForwardCall<typenam
     const TileShared& at = call.plan.tile;
     const int rows = at.rows, collected = call.statistics_layer;
     const TileLoader<S, kFolded>& loader = call.loader;
-    const TileMlp<Math, kFolded> mlp{call.weights, loader, at};
+    const TileMlp<Math, kFolded> mlp{call, at};
     const auto floats = [](int64_t offset, int size) { return Shared<float>(uint32_t(offset), size); };
     const Shared<float> score = floats(at.score, rows), weight = floats(call.plan.weight, rows),
                         segment_top = floats(call.plan.top, rows), pooled = floats(call.plan.pooled, sizes.dim);
@@ -42,7 +39,7 @@ __global__ void __launch_bounds__(128, 4) unit_forward(const ForwardCall<typenam
         const Shared<int> candidates = loader.candidates_of(stage);
         const int valid = loader.valid(slot, range.end, candidates);
         float part[2] = {0.0f, 0.0f};
-        mlp.run(stage, call.query, call.query_vector, collected < 0 ? sizes.layers : collected + 1, part,
+        mlp.run(stage, collected < 0 ? sizes.layers : collected + 1, part,
                 [&](int layer, const LanePosition& position, float value) {
                     if (layer == collected) z.store(position.row * z_stride + position.column, value);
                 });
@@ -52,7 +49,7 @@ __global__ void __launch_bounds__(128, 4) unit_forward(const ForwardCall<typenam
             seen += valid;
             return;
         }
-        mlp.scores(part, call.scale, [&](int row, float s) {
+        mlp.scores(part, [&](int row, float s) {
             // A row without a weight is in Dice's statistics, so its NaN has come everywhere already: 0 may meet it.
             const bool counts = candidates[row] < 0 || loader.pairs.counts(loader.rows_of(stage)[row]);
             score.store(row, counts ? s : call.softmax ? -INFINITY : 0.0f);
@@ -76,46 +73,33 @@ __global__ void __launch_bounds__(128, 4) unit_forward(const ForwardCall<typenam
 template <typename Math, bool kFolded>
 void run_forward(const LocalActivation& call, const ForwardPlan& plan, Stream stream) {
     using S = typename Math::Storage;
-    const S* const query = query_of<S>(call, plan.work);
+    const auto floats = [&](int64_t offset, int64_t size) {
+        return Global<float>(carved<float>(call.workspace, offset), size);
+    };
     ForwardCall<S, kFolded> forward{
-        unit_weights(call, plan.sizes, plan.work, plan.fold),
-        tile_loader<S, kFolded>(call, plan.sizes, plan.tile, plan.work),
-        Global<const S>(query, call.queries * call.dim),
-        call.dim % 4 == 0 && reinterpret_cast<uintptr_t>(query) % (4 * sizeof(S)) == 0,
-        call.normalize == Normalize::kSoftmax,
-        call.scale,
-        -1,
-        false,
+        unit_call<S, kFolded>(call, plan),
         plan,
         Global<S>(static_cast<S*>(call.pooled), call.queries * call.dim),
         Global<double>(call.logsumexp, call.queries),
-        Global<float>(carved<float>(call.workspace, plan.normalizers), 2 * call.queries),
-        Global<const int64_t>(call.pair_begin, call.queries),
+        floats(plan.normalizers, 2 * call.queries),
         Global<float>(call.pair_weights, call.total_pairs),
-        Global<float>(carved<float>(call.workspace, plan.partials), plan.blocks * 2 * (call.dim + 2)),
-        Global<float>(carved<float>(call.workspace, plan.statistics),
-                      call.dice_training ? plan.blocks * (2 * plan.sizes.padded_sum + 1) : 0)};
-    const auto pass = [&](int statistics_layer) {
-        forward.statistics_layer = statistics_layer;
-        for_chunks(call, plan.fold, [&](Chunk chunk) {
-            if constexpr (kFolded) fold(call, plan.sizes, plan.work, plan.fold, chunk, stream);
-            forward.loader.pairs.slots = slots_of(call, plan.work, chunk), forward.resume = chunk.begin > 0;
-            launch("local_activation_forward", unit_forward<Math, kFolded>, Grid{plan.blocks}, 32 * plan.tile.warps,
-                   size_t(plan.bytes), stream, forward);
-            if (statistics_layer < 0) join_pooled(call, plan, chunk, stream);
-        });
-        if (statistics_layer >= 0) finish_statistics(call, plan, statistics_layer, stream);
+        floats(plan.partials, plan.blocks * 2 * (call.dim + 2)),
+        floats(plan.statistics, call.dice_training ? plan.blocks * (2 * plan.sizes.padded_sum + 1) : 0)};
+    const auto pass = [&](int statistics_layer, const auto& after) {
+        launch_over_tiles<kFolded>("local_activation_forward", unit_forward<Math, kFolded>, call, plan, forward,
+                                   statistics_layer, stream, after);
     };
-    for (int layer = 0; call.dice_training && layer < plan.sizes.layers; ++layer) pass(layer);
-    pass(-1);
+    for (int layer = 0; call.dice_training && layer < plan.sizes.layers; ++layer) {
+        pass(layer, [](Chunk) {});
+        finish_statistics(call, plan, layer, stream);
+    }
+    pass(-1, [&](Chunk chunk) { join_pooled(call, plan, chunk, stream); });
 }
 
 }  // namespace
 
 LaunchPlan local_activation_forward_plan(const LocalActivation& call, const DeviceLimits& device) {
-    const ForwardPlan plan = plan_forward(call, device);
-    return {plan.tile.rows, plan.tile.stages,  32 * plan.tile.warps, plan.blocks, plan.bytes, plan.workspace_bytes,
-            false,          plan.sizes.folded, plan.fold.chunk};
+    return launch_plan(plan_forward(call, device), false);
 }
 
 int64_t local_activation_forward_workspace(const LocalActivation& call) {
@@ -124,15 +108,8 @@ int64_t local_activation_forward_workspace(const LocalActivation& call) {
 
 void local_activation_forward(const LocalActivation& call, Stream stream) {
     const ForwardPlan plan = plan_forward(call, device_limits());
-    prepare_unit(call, plan.sizes, plan.work, plan.tile.rows, stream);
-    if (plan.sizes.folded) prepare_fold(call, plan.sizes, plan.fold, stream);
-    with_math(call, [&](auto math) {
-        using Math = decltype(math);
-        if (plan.sizes.folded)
-            run_forward<Math, true>(call, plan, stream);
-        else
-            run_forward<Math, false>(call, plan, stream);
-    });
+    with_prepared_unit(call, plan, stream,
+                       [&](auto math, auto folded) { run_forward<decltype(math), folded()>(call, plan, stream); });
     if (call.normalize == Normalize::kSoftmax && call.pair_begin) normalize_pair_weights(call, plan, stream);
 }
 

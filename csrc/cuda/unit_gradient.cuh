@@ -8,16 +8,8 @@
 namespace din_kernels::cuda {
 
 template <typename S, bool kFolded>
-struct BackwardCall {
-    UnitWeights weights;
-    TileLoader<S, kFolded> loader;
-    Global<const S> query;  // [Q, D]
-    bool query_vector;
-    bool softmax;
-    float scale;
+struct BackwardCall : UnitCall<S, kFolded> {
     bool dice;
-    int statistics_layer;  // only the sums of du and du u of this layer are wanted; -1: everything
-    bool resume;           // the block's sums go on from those of the chunk before
     BackwardPlan plan;
     Global<const uint32_t> keys_transposed, products_transposed;  // packed [H1, D]; null where folded
     Global<const uint32_t> matrices_transposed;                   // packed A_i^T [chunk, H1, D]; null where not
@@ -26,7 +18,6 @@ struct BackwardCall {
     Global<const S> grad_pooled;                                  // [Q, D]
     Global<const float> grad_pair_weights;                        // [total_pairs] or null
     Global<const int64_t> pair_first;                             // [Q + 1]: pairs before each candidate
-    Global<const int64_t> pair_begin;                             // [Q] or null
     Global<const double> logsumexp;                               // [Q], softmax
     Global<const float> dots;                                     // [Q], softmax
     Global<S> grad_rows;                                          // [M, D] or null

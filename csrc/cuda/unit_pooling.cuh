@@ -9,23 +9,14 @@
 namespace din_kernels::cuda {
 
 template <typename S, bool kFolded>
-struct ForwardCall {
-    UnitWeights weights;
-    TileLoader<S, kFolded> loader;
-    Global<const S> query;  // [Q, D]
-    bool query_vector;
-    bool softmax;
-    float scale;
-    int statistics_layer;  // collect Dice's statistics of this layer's z instead of pooling; -1: pool
-    bool resume;           // the statistics go on from those of the chunk before
+struct ForwardCall : UnitCall<S, kFolded> {
     ForwardPlan plan;
-    Global<S> pooled;                  // [Q, D]
-    Global<double> logsumexp;          // [Q], softmax
-    Global<float> normalizers;         // [Q, 2], softmax: maximum of the scores, 1 / sum of exp(score - maximum)
-    Global<const int64_t> pair_begin;  // [Q] or null
-    Global<float> pair_weights;        // [total_pairs]
-    Global<float> partials;            // [blocks, 2, D + 2]
-    Global<float> statistics;          // [blocks, 2 padded_sum + 1]: means, sums of squared deviations, rows
+    Global<S> pooled;            // [Q, D]
+    Global<double> logsumexp;    // [Q], softmax
+    Global<float> normalizers;   // [Q, 2], softmax: maximum of the scores, 1 / sum of exp(score - maximum)
+    Global<float> pair_weights;  // [total_pairs]
+    Global<float> partials;      // [blocks, 2, D + 2]
+    Global<float> statistics;    // [blocks, 2 padded_sum + 1]: means, sums of squared deviations, rows
 };
 
 // exp(score - top) under softmax. Rows that do not count score -inf, and where none counts so is the maximum.

@@ -53,6 +53,20 @@ inline UnitWeights unit_weights(const LocalActivation& call, const UnitSizes& si
             floats(work.output, sizes.padded[sizes.layers - 1] + 1)};
 }
 
+// What a launch of forward and one of backward get alike.
+template <typename S, bool kFolded>
+struct UnitCall {
+    UnitWeights weights;
+    TileLoader<S, kFolded> loader;
+    Global<const S> query;  // [Q, D]
+    bool query_vector;      // its rows can be read four elements at a time
+    bool softmax;
+    float scale;
+    Global<const int64_t> pair_begin;  // [Q] or null
+    int statistics_layer = -1;         // the pass is for Dice's statistics of this layer; -1: for everything else
+    bool resume = false;               // the blocks' sums go on from those of the chunk before
+};
+
 // Where a lane's sums stand in its warp's rows: register r of tile t.
 struct LanePosition {
     int row, column;  // row in the block's tile, column of the layer
@@ -136,24 +150,23 @@ __device__ void layer_sums(const UnitWeights& weights, int layer, const Shared<t
 template <typename Math, bool kFolded>
 struct TileMlp {
     using S = typename Math::Storage;
-    const UnitWeights& weights;
-    const TileLoader<S, kFolded>& loader;
+    const UnitCall<S, kFolded>& call;
     const TileShared& at;
 
     __device__ Shared<S> products() const {
-        return Shared<S>(uint32_t(at.products), kFolded ? 0 : at.rows * weights.sizes.stride[0]);
+        return Shared<S>(uint32_t(at.products), kFolded ? 0 : at.rows * call.weights.sizes.stride[0]);
     }
     __device__ Shared<S> hidden(int layer) const {
-        return Shared<S>(uint32_t(at.hidden[layer]), at.rows * weights.sizes.stride[layer]);
+        return Shared<S>(uint32_t(at.hidden[layer]), at.rows * call.weights.sizes.stride[layer]);
     }
 
     // Columns that no row and no layer fills stay zero: they meet zero weights, and 0 * NaN would not be 0.
     __device__ void clear() const {
-        const UnitSizes& sizes = weights.sizes;
+        const UnitSizes& sizes = call.weights.sizes;
         const auto zero = [&](const Shared<S>& array, int size) {
             for (int e = int(threadIdx.x); e < size; e += int(blockDim.x)) array.store(e, S{});
         };
-        for (int stage = 0; stage < at.stages; ++stage) zero(loader.keys_of(stage), at.rows * sizes.stride[0]);
+        for (int stage = 0; stage < at.stages; ++stage) zero(call.loader.keys_of(stage), at.rows * sizes.stride[0]);
         if (!kFolded) zero(products(), at.rows * sizes.stride[0]);
         for (int layer = 1; layer < sizes.layers; ++layer) zero(hidden(layer), at.rows * sizes.stride[layer]);
     }
@@ -161,18 +174,18 @@ struct TileMlp {
     // Layers 0 .. end: visit(layer, position, z) sees every z, part gets the lane's share of its two rows' scores where
     // the last layer is among them.
     template <typename Visit>
-    __device__ void run(int stage, const Global<const S>& query, bool query_vector, int end, float (&part)[2],
-                        const Visit& visit) const {
+    __device__ void run(int stage, int end, float (&part)[2], const Visit& visit) const {
         constexpr bool kApproximate = sizeof(S) == 2;
+        const UnitWeights& weights = call.weights;
         const UnitSizes& sizes = weights.sizes;
-        const Shared<S> keys = loader.keys_of(stage);
-        const Shared<int> candidates = loader.candidates_of(stage);
+        const Shared<S> keys = call.loader.keys_of(stage);
+        const Shared<int> candidates = call.loader.candidates_of(stage);
         if constexpr (!kFolded)
-            multiply_queries(keys, products(), candidates, query, sizes.dim, sizes.stride[0], query_vector);
+            multiply_queries(keys, products(), candidates, call.query, sizes.dim, sizes.stride[0], call.query_vector);
         for (int layer = 0; layer < end; ++layer) {
             layer_sums<Math, kFolded>(
-                weights, layer, layer == 0 ? keys : hidden(layer), products(), candidates, loader.pairs.slots.begin,
-                [&](const LanePosition& position, float z) {
+                weights, layer, layer == 0 ? keys : hidden(layer), products(), candidates,
+                call.loader.pairs.slots.begin, [&](const LanePosition& position, float z) {
                     visit(layer, position, z);
                     const float h =
                         activate<kApproximate>(weights.activation, z, weights.channel(layer, position.column));
@@ -188,14 +201,14 @@ struct TileMlp {
     // The scores of the warp's rows from the parts of the four lanes that share a row, one of which calls
     // store(row, score).
     template <typename Store>
-    __device__ void scores(float (&part)[2], float scale, const Store& store) const {
-        const UnitSizes& sizes = weights.sizes;
+    __device__ void scores(float (&part)[2], const Store& store) const {
+        const UnitWeights& weights = call.weights;
         for (int half = 0; half < 2; ++half) {
             part[half] += __shfl_xor_sync(~0u, part[half], 1);
             part[half] += __shfl_xor_sync(~0u, part[half], 2);
             if (threadIdx.x % 4 == 0)
                 store(lane_position(0, 2 * half).row,
-                      scale * (part[half] + weights.output[sizes.padded[sizes.layers - 1]]));
+                      call.scale * (part[half] + weights.output[weights.sizes.padded[weights.sizes.layers - 1]]));
         }
     }
 };

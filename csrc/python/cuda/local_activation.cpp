@@ -85,6 +85,21 @@ cuda::LocalActivation call_of(const py::dict& d) {
     return call;
 }
 
+// `name` and, for its scratch memory, `name`_workspace.
+void bind_call(py::module_& m, const std::string& name, int64_t (*workspace)(const cuda::LocalActivation&),
+               void (*run)(const cuda::LocalActivation&, cuda::Stream), const char* doc) {
+    m.def((name + "_workspace").c_str(), [=](const py::dict& call) { return workspace(call_of(call)); },
+          ("Bytes of scratch memory that " + name + " needs.").c_str());
+    m.def(
+        name.c_str(),
+        [=](const py::dict& described, Address stream) {
+            const cuda::LocalActivation call = call_of(described);
+            py::gil_scoped_release release;
+            run(call, stream_at(stream));
+        },
+        doc);
+}
+
 }  // namespace
 
 void bind_local_activation(py::module_& m) {
@@ -103,34 +118,16 @@ void bind_local_activation(py::module_& m) {
         },
         py::arg("call"), py::arg("backward"), py::arg("multiprocessors"), py::arg("shared_per_block"),
         "How a call would be launched on a device of that size; needs no device.");
-    m.def(
-        "local_activation_forward_workspace",
-        [](const py::dict& call) { return cuda::local_activation_forward_workspace(call_of(call)); },
-        "Bytes of scratch memory that local_activation_forward needs.");
-    m.def(
-        "local_activation_forward",
-        [](const py::dict& described, Address stream) {
-            const cuda::LocalActivation call = call_of(described);
-            py::gil_scoped_release release;
-            cuda::local_activation_forward(call, stream_at(stream));
-        },
+    bind_call(
+        m, "local_activation_forward", cuda::local_activation_forward_workspace, cuda::local_activation_forward,
         R"(Pools histories; writes pooled [Q, D], logsumexp [Q] (softmax), pair_weights, which must hold zeros, and statistics.
 
 The call is a dict with the fields of LocalActivation in din_kernels/cuda/local_activation.h; arrays are addresses on
 the device, C-contiguous, 0 or left out where optional; weights, biases and params are (address, dtype, size); query and
 rows are lists of (address, rows, width, address of ids, id type).)");
-    m.def(
-        "local_activation_backward_workspace",
-        [](const py::dict& call) { return cuda::local_activation_backward_workspace(call_of(call)); },
-        "Bytes of scratch memory that local_activation_backward needs.");
-    m.def(
-        "local_activation_backward",
-        [](const py::dict& described, Address stream) {
-            const cuda::LocalActivation call = call_of(described);
-            py::gil_scoped_release release;
-            cuda::local_activation_backward(call, stream_at(stream));
-        },
-        R"(Writes the gradients of a forward call, given its results and the gradients of pooled and pair_weights.
+    bind_call(m, "local_activation_backward", cuda::local_activation_backward_workspace,
+              cuda::local_activation_backward,
+              R"(Writes the gradients of a forward call, given its results and the gradients of pooled and pair_weights.
 
 grad_rows holds zeros and is of the rows' dtype, or, with query_to_user, of float32; instead of it grad_pairs [pairs, D] of
 float32 takes the gradient of every pair's row, candidate by candidate.)");
