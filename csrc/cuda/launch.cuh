@@ -28,45 +28,67 @@ inline void check_limits(const char* name, Grid grid, int threads, size_t shared
     if (int64_t(shared_bytes) > limit) refuse("bytes of shared memory per block", int64_t(shared_bytes), limit);
 }
 
-#ifdef DIN_KERNELS_EMULATE
+// Why the runtime did not take a launch; no error where it did.
+struct Refusal {
+    const char* error = nullptr;
+    bool no_code = false;  // the module has none for the device's architecture
+};
 
-template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes, Stream,
-            const Arguments&... arguments) {
-    if (grid.x == 0 || grid.y == 0) return;
-    check_limits(name, grid, threads, shared_bytes);
-    emulation::run_grid(name, {unsigned(grid.x), unsigned(grid.y), 1}, unsigned(threads), shared_bytes,
-                        [&] { kernel(arguments...); });
-}
-
-#else
-
-inline void check(const char* name, cudaError_t error) {
-    if (error == cudaSuccess) return;
-    cudaGetLastError();  // the runtime keeps the error for its next caller otherwise
-    std::string message = std::string("kernel ") + name + ": " + cudaGetErrorString(error);
-    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
+inline void check(const char* name, const Refusal& refusal) {
+    if (refusal.error == nullptr) return;
+    std::string message = std::string("kernel ") + name + ": " + refusal.error;
+    if (refusal.no_code)
         message += "; this build has code for " + std::string(built_architectures()) + ", the device is sm_" +
                    std::to_string(device_limits().architecture);
     throw LaunchError(message);
 }
+
+#ifdef DIN_KERNELS_EMULATE
+
+template <typename... Parameters, typename... Arguments>
+Refusal submit(const char* name, void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes, Stream,
+               const Arguments&... arguments) {
+    if (emulation::device().architecture != emulation::kArchitecture)
+        return {"no kernel image is available for execution on the device", true};
+    emulation::run_grid(name, {unsigned(grid.x), unsigned(grid.y), 1}, unsigned(threads), shared_bytes,
+                        [&] { kernel(arguments...); });
+    return {};
+}
+
+#else
+
+inline Refusal refusal_of(cudaError_t error) {
+    if (error == cudaSuccess) return {};
+    cudaGetLastError();  // the runtime keeps the error for its next caller otherwise
+    return {cudaGetErrorString(error),
+            error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction};
+}
+
+template <typename... Parameters, typename... Arguments>
+Refusal submit(const char*, void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes, Stream stream,
+               const Arguments&... arguments) {
+    // A launch may use 48 KB without asking.
+    if (shared_bytes > 48 * 1024) {
+        const Refusal refusal =
+            refusal_of(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+        if (refusal.error) return refusal;
+    }
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y));
+    config.blockDim = dim3(unsigned(threads));
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    return refusal_of(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
+#endif
 
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes, Stream stream,
             const Arguments&... arguments) {
     if (grid.x == 0 || grid.y == 0) return;
     check_limits(name, grid, threads, shared_bytes);
-    // A launch may use 48 KB without asking.
-    if (shared_bytes > 48 * 1024)
-        check(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y));
-    config.blockDim = dim3(unsigned(threads));
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = static_cast<cudaStream_t>(stream);
-    check(name, cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+    check(name, submit(name, kernel, grid, threads, shared_bytes, stream, arguments...));
 }
-
-#endif
 
 }  // namespace din_kernels::cuda

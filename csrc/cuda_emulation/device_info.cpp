@@ -8,14 +8,17 @@ namespace din_kernels::cuda {
 
 DeviceInfo device_info() {
     const emulation::Device& device = emulation::device();
-    return {0, 0, "", {{"emulation on the CPU", 9, 0, device.multiprocessors, 0}}};
+    return {0,
+            0,
+            "",
+            {{"emulation on the CPU", device.architecture / 10, device.architecture % 10, device.multiprocessors, 0}}};
 }
 
 DeviceLimits device_limits() {
     const emulation::Device& device = emulation::device();
-    return {90, device.multiprocessors, int64_t(device.shared_per_block)};
+    return {device.architecture, device.multiprocessors, int64_t(device.shared_per_block)};
 }
 
-const char* built_architectures() { return "the emulation"; }
+const char* built_architectures() { return "90"; }
 
 }  // namespace din_kernels::cuda

@@ -27,10 +27,13 @@ class Fault : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+constexpr int kArchitecture = 90;  // that the emulated module has code for
+
 struct Device {
     int multiprocessors = 3;               // few, so that persistent kernels loop in small tests
     size_t shared_per_block = 227 * 1024;  // of sm_90 and sm_100
     bool reverse_blocks = false;           // blocks run from the last to the first: results must not depend on it
+    int architecture = kArchitecture;
 };
 Device& device();
 

@@ -18,11 +18,13 @@ PYBIND11_MODULE(DIN_KERNELS_MODULE, m) {
 #ifdef DIN_KERNELS_EMULATE
     m.def(
         "set_device",
-        [](int multiprocessors, size_t shared_per_block, bool reverse_blocks) {
-            din_kernels::emulation::device() = {multiprocessors, shared_per_block, reverse_blocks};
+        [](int multiprocessors, size_t shared_per_block, bool reverse_blocks, int architecture) {
+            din_kernels::emulation::device() = {multiprocessors, shared_per_block, reverse_blocks, architecture};
         },
         py::arg("multiprocessors") = 3, py::arg("shared_per_block") = 227 * 1024, py::arg("reverse_blocks") = false,
-        "The emulated device: its size, its limit, and the order in which blocks run.");
+        py::arg("architecture") = 90,
+        "The emulated device: its size, its limit, the order in which blocks run, and what it is, of which 90 alone "
+        "runs.");
 #endif
     m.def(
         "device_count", [] { return din_kernels::cuda::device_info().devices.size(); },
