@@ -77,7 +77,6 @@ class Global {
         return address;
     }
 
-    T* data_;
 #ifdef DIN_KERNELS_EMULATE
     // Threads of the emulation are never interrupted, so that this is atomic.
     T exchange(int64_t at, T by) const {
@@ -85,6 +84,10 @@ class Global {
         *checked(at, 1) = by;
         return before;
     }
+#endif
+
+    T* data_;
+#ifdef DIN_KERNELS_EMULATE
     int64_t size_;
 #endif
 };

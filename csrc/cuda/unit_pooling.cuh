@@ -93,19 +93,19 @@ template <typename S, bool kFolded>
 __device__ void weigh(const ForwardCall<S, kFolded>& call, const Pooling<S, kFolded>& pooling,
                       const Shared<int>& candidates, const Shared<float>& score, const Shared<float>& weight,
                       const Shared<float>& segment_top, int64_t slot, int valid) {
+    const Slots& slots = call.loader.pairs.slots;
     for (int row = int(threadIdx.x); row < valid; row += int(blockDim.x)) {
         const int64_t mine = candidates[row];
         const float own = score[row];
         if (call.pair_begin) {
-            const int64_t position = slot + row - call.loader.pairs.slots.before(mine);
+            const int64_t position = slot + row - slots.before(mine);
             call.pair_weights.store(call.pair_begin[mine] + position, own);
         }
         float top = own;
         if (call.softmax) {
             if (mine == pooling.candidate) top = fmaxf(top, pooling.top);
-            for (int other = row - 1; other >= 0 && candidates[other] == mine; --other) top = fmaxf(top, score[other]);
-            for (int other = row + 1; other < valid && candidates[other] == mine; ++other)
-                top = fmaxf(top, score[other]);
+            const int last = slots.last_row(mine, slot, valid);
+            for (int other = slots.first_row(mine, slot); other < last; ++other) top = fmaxf(top, score[other]);
             segment_top.store(row, top);
         }
         weight.store(row, call.softmax ? exp_below(own, top) : own);

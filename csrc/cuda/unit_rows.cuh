@@ -29,7 +29,11 @@ struct Slots {
 
     __device__ int64_t before(int64_t candidate) const { return first[candidate] - first[begin]; }
     __device__ int64_t total() const { return before(end); }
-    // Where a candidate's rows end in a tile of `valid` rows from `slot` on.
+    // Where a candidate's rows begin and end in a tile of `valid` rows from `slot` on.
+    __device__ int first_row(int64_t candidate, int64_t slot) const {
+        const int64_t first = before(candidate) - slot;
+        return first > 0 ? int(first) : 0;
+    }
     __device__ int last_row(int64_t candidate, int64_t slot, int valid) const {
         const int64_t last = before(candidate + 1) - slot;
         return last < valid ? int(last) : valid;
