@@ -71,6 +71,22 @@ def test_matrices_of_the_folded_layer_take_no_more_than_their_share(backward, em
     assert sizes[1_000_000] - sizes[1000] < 1_000_000 * per_query + 129 * 2**20
 
 
+def test_outer_features_in_half_precision_keep_two_parts_of_every_matrix(emulated):
+    chunks = {
+        (features, dtype): plan(emulated, 64, (40,), dtype, False, 227 * 1024, 100_000, 256, features)["chunk"]
+        for features in ("concat", "outer")
+        for dtype in ("float32", "bfloat16")
+    }
+
+    def fit(bytes_per_element):
+        return CHUNK_BYTES // (64 * 40 * bytes_per_element)
+
+    assert chunks == {
+        ("concat", "float32"): fit(4), ("concat", "bfloat16"): fit(2),
+        ("outer", "float32"): fit(4), ("outer", "bfloat16"): fit(2 + 2),
+    }  # fmt: skip
+
+
 def test_one_candidate_at_a_time_is_the_least(emulated):
     assert plan(emulated, 128, (80, 40), "float32", True, 227 * 1024, features="outer", chunk_bytes=1)["chunk"] == 1
 

@@ -8,6 +8,7 @@
 #include "local_activation_backward_finish.h"
 #include "unit_gradient.cuh"
 #include "unit_launch.cuh"
+#include "unit_score_gradient.cuh"
 
 namespace din_kernels::cuda {
 namespace {

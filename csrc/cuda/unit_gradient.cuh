@@ -1,33 +1,9 @@
-// The steps of a tile's backward pass, from dw down to the gradients of rows, queries and weights.
+// The steps of a tile's backward pass from ds down to the gradients of rows, queries and weights.
 #pragma once
 
-#include "block_scan.cuh"
-#include "unit_backward_plan.h"
-#include "unit_tile.cuh"
+#include "unit_backward_call.cuh"
 
 namespace din_kernels::cuda {
-
-template <typename S, bool kFolded>
-struct BackwardCall : UnitCall<S, kFolded> {
-    bool dice;
-    BackwardPlan plan;
-    Global<const uint32_t> keys_transposed, products_transposed;  // packed [H1, D]; null where folded
-    Global<const uint32_t> matrices_transposed;                   // packed A_i^T [chunk, H1, D]; null where not
-    Global<const uint32_t> transposed[kMaxHidden];                // packed [H, H before]
-    Global<const float> statistics;                               // [2, padded_sum] or null: means of du, du u
-    Global<const S> grad_pooled;                                  // [Q, D]
-    Global<const float> grad_pair_weights;                        // [total_pairs] or null
-    Global<const int64_t> pair_first;                             // [Q + 1]: pairs before each candidate
-    Global<const double> logsumexp;                               // [Q], softmax
-    Global<const float> dots;                                     // [Q], softmax
-    Global<S> grad_rows;                                          // [M, D] or null
-    Global<float> grad_rows_sum;                                  // [M, D] or null: where candidates share rows
-    Global<float> grad_pairs;                                     // [pairs, D] or null
-    Global<float> partials;                                       // [blocks, 2, query_width]
-    Global<float> constants_gradient;                             // [Q, padded H1]
-    Global<float> query_gradient;                                 // [Q, D], or folded dA_i [chunk, padded H1, D]
-    Global<float> gradients, columns;                             // [blocks, ...]
-};
 
 // The block's sum of the weights' gradients [gradient_size], in shared memory or in the workspace.
 template <typename S, bool kFolded>
@@ -121,99 +97,6 @@ struct QuerySums {
             }
             first = last;
         }
-    }
-};
-
-// The shared arrays of a block that only backward has.
-struct BackwardShared {
-    const BackwardPlan& plan;
-
-    __device__ Shared<float> floats(int64_t offset, int64_t size) const {
-        return Shared<float>(uint32_t(offset), int(size));
-    }
-    __device__ Shared<float> z(int layer) const {
-        return floats(plan.z[layer], plan.tile.rows * (plan.sizes.padded[layer] + 1));
-    }
-    template <typename S>
-    __device__ Shared<S> dz(int layer) const {
-        return Shared<S>(uint32_t(plan.dz[layer % 2]), plan.tile.rows * plan.dz_stride);
-    }
-    __device__ Shared<float> weight() const { return floats(plan.weight, plan.tile.rows); }
-    __device__ Shared<float> ds() const { return floats(plan.ds, plan.tile.rows); }
-    __device__ Shared<float> contribution() const {
-        return floats(plan.contribution, plan.sizes.folded ? 0 : plan.tile.rows * (plan.sizes.dim + 1));
-    }
-    __device__ Shared<float> scratch() const {
-        return floats(plan.scratch, kColumnSums * plan.tile.warps * plan.widest);
-    }
-    __device__ Shared<float> column_sums() const { return floats(plan.column_sums, plan.columns_size); }
-    __device__ Shared<float> query_sums() const {
-        return floats(plan.query_sums, plan.sizes.folded ? plan.sizes.padded[0] : plan.query_width);
-    }
-};
-
-// w and ds of the warp's rows; 0 for rows that only count in Dice's statistics. Under softmax ds comes in place of the
-// score, for SoftmaxResidual.
-template <typename S, bool kFolded>
-__device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardShared& shared, const Shared<S>& keys,
-                           const Shared<int>& candidates, const Shared<int64_t>& source_rows,
-                           const Shared<float>& score, int64_t slot) {
-    const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * kRowsPerWarp;
-    const int dim = call.weights.sizes.dim, stride = call.weights.sizes.stride[0];
-    for (int row = first; row < first + kRowsPerWarp; ++row) {
-        const int64_t i = candidates[row];
-        float dw = 0.0f;
-        if (i >= 0)
-            for (int d = lane; d < dim; d += 32)
-                dw = fmaf(widen(call.grad_pooled[i * dim + d]), widen(keys[row * stride + d]), dw);
-        dw = warp_sum(dw);
-        if (lane != 0) continue;
-        float w = 0.0f, ds = 0.0f;
-        if (i >= 0 && call.loader.pairs.counts(source_rows[row])) {
-            if (call.grad_pair_weights) {
-                const int64_t position = slot + row - call.loader.pairs.slots.before(i);
-                dw += call.grad_pair_weights[call.pair_begin[i] + position];
-            }
-            w = call.softmax ? expf(float(score[row] - call.logsumexp[i])) : score[row];
-            ds = call.scale * (call.softmax ? w * (dw - call.dots[i]) : dw);
-        }
-        shared.weight().store(row, w);
-        (call.softmax ? score : shared.ds()).store(row, ds);
-    }
-    __syncwarp();
-}
-
-// Over a candidate's rows sum_t w_t (dw_t - dot) is 0. But dot is made of pooled as forward rounded it to S, and its
-// error would add up in the gradients of the last layer, sums over terms that cancel. So the candidate's last tile
-// takes what the sum is, in proportion to w: where a history lies in one tile, that is the exact dot. A history that
-// several blocks share is left alone: no block has the sum, and a pooled row of so many k is small beside each, as is
-// its rounding.
-template <typename S, bool kFolded>
-struct SoftmaxResidual {
-    const BackwardCall<S, kFolded>& call;
-    const Range& range;
-    int64_t candidate = -1;
-    float sum = 0;  // of ds over the candidate's rows so far
-
-    // ds [rows] from `rough` [rows], all that the tile's warps left there.
-    __device__ void take(const Shared<int>& candidates, const Shared<float>& weight, const Shared<float>& rough,
-                         const Shared<float>& ds, int64_t slot, int valid) {
-        __syncthreads();
-        const Slots& slots = call.loader.pairs.slots;
-        for (int first = 0; first < valid;) {
-            const int mine = candidates[first], last = slots.last_row(mine, slot, valid);
-            float weights = 0.0f;
-            if (mine != candidate) candidate = mine, sum = 0.0f;
-            for (int row = first; row < last; ++row) sum += rough[row], weights += weight[row];
-            const bool takes = weights > 0.0f && range.begins(slots, mine) && range.ends(slots, mine) &&
-                               slots.before(mine + 1) <= slot + call.plan.tile.rows;
-            // w / weights first: weights can be as small as a denormal, and sum / weights infinite.
-            for (int row = first + int(threadIdx.x); row < last; row += int(blockDim.x))
-                ds.store(row, rough[row] - (takes ? weight[row] / weights * sum : 0.0f));
-            first = last;
-        }
-        for (int row = valid + int(threadIdx.x); row < call.plan.tile.rows; row += int(blockDim.x)) ds.store(row, 0.0f);
-        __syncthreads();
     }
 };
 
