@@ -46,14 +46,14 @@ __device__ void load_rows(const Shared<typename Math::Storage>& tile, const Unit
 }
 
 // Row h of A_i, and column h of A_i^T, of 64 candidates: with their padding, which meets zeros and must not be NaN.
-template <typename Math>
+template <typename Math, bool kOuter>
 __global__ void fold_candidates(Chunk chunk, UnitSizes sizes, FirstWeight weight, FoldPlan plan,
                                 Global<const typename Math::Storage> query,   // [Q, D]
-                                Global<const uint32_t> outer,                 // [H1, outer_words] or null
+                                Global<const uint32_t> outer,                 // [H1, outer_words]; null but for kOuter
                                 Global<typename Math::Storage> matrices,      // [chunk, parts, packed [D, H1]]
                                 Global<typename Math::Storage> transposed) {  // [chunk, packed [H1, D]] or null
     using S = typename Math::Storage;
-    constexpr int kPerWord = int(4 / sizeof(S));
+    constexpr int kParts = kOuter && sizeof(S) == 2 ? 2 : 1, kPerWord = int(4 / sizeof(S));  // as in the plan
     const int h = int(blockIdx.y), dim = sizes.dim, stride = sizes.stride[0], lane = int(threadIdx.x) % 32;
     const int first_row = int(threadIdx.x) / 32 * kRowsPerWarp, steps = sizes.steps[0];
     const int padded = sizes.padded[0], deep_steps = (padded + Math::kDepth - 1) / Math::kDepth;
@@ -65,35 +65,38 @@ __global__ void fold_candidates(Chunk chunk, UnitSizes sizes, FirstWeight weight
     });
     for (int group = 0; group < columns / 8; group += kTiles) {
         Sums sums = {};
-        if (outer && h < sizes.width[0])
+        if (kOuter && h < sizes.width[0])
             Math::multiply(sums, tile, first_row * stride, stride, steps,
                            outer.part(h * plan.outer_words, plan.outer_words), group, dim8 / 8);
+        // Sums stay in registers only where every index is known; without them copies of the body take minutes to
+        // compile.
+#pragma unroll(kOuter ? 2 * kTiles : 1)
+        for (int at = 0; at < 2 * kTiles; ++at) {
+            const int t = at / 2, c = at % 2, d = (group + t) * 8 + 2 * (lane % 4) + c;
+            if (d >= columns) continue;
+            const float key = weight.keys(h, d), product = kOuter ? 0.0f : weight.products(h, d);
+            const int64_t to = Math::position(d, h, steps), to_transposed = Math::position(h, d, deep_steps);
 #pragma unroll
-        for (int t = 0; t < kTiles; ++t)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                const int d = (group + t) * 8 + 2 * (lane % 4) + c;
-                if (d >= columns) continue;
-                const float key = weight.keys(h, d), product = outer ? 0.0f : weight.products(h, d);
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const int row = first_row + lane / 4 + 8 * half;
-                    const int64_t i = first + row - chunk.begin;
-                    if (first + row >= chunk.end) continue;
-                    const float by_query =
-                        outer || d >= dim ? sums[t][2 * half + c] : product * widen(tile[row * stride + d]);
-                    const S value = Math::rounded(key + by_query);
-                    if (h < padded && d < sizes.dim_padded) {
-                        const int64_t to = i * plan.parts * plan.words * kPerWord + Math::position(d, h, steps);
-                        matrices.store(to, value);
-                        if (plan.parts > 1)
-                            matrices.store(to + plan.words * kPerWord, Math::rounded(key + by_query - widen(value)));
-                    }
-                    if (transposed && d < dim8)
-                        transposed.store(i * plan.transposed_words * kPerWord + Math::position(h, d, deep_steps),
-                                         value);
+            for (int half = 0; half < 2; ++half) {
+                const int row = first_row + lane / 4 + 8 * half;
+                const int64_t i = first + row - chunk.begin;
+                if (first + row >= chunk.end) continue;
+                float by_query = 0.0f;
+                if (kOuter)
+                    by_query = sums[t][2 * half + c];
+                else if (d < dim)
+                    by_query = product * widen(tile[row * stride + d]);
+                const S value = Math::rounded(key + by_query);
+                if (h < padded && d < sizes.dim_padded) {
+                    matrices.store(i * kParts * plan.words * kPerWord + to, value);
+                    if (kParts == 2)
+                        matrices.store((i * kParts + 1) * plan.words * kPerWord + to,
+                                       Math::rounded(key + by_query - widen(value)));
                 }
+                if (transposed && d < dim8)
+                    transposed.store(i * plan.transposed_words * kPerWord + to_transposed, value);
             }
+        }
     }
 }
 
@@ -217,14 +220,19 @@ void fold(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspa
             return Global<S>(words ? carved<S>(call.workspace, offset) : nullptr,
                              plan.chunk * words * int64_t(4 / sizeof(S)));
         };
-        const bool outer = call.features == Features::kOuter;
-        launch("fold_candidates", fold_candidates<Math>,
-               Grid{ceil_div(chunk.end - chunk.begin, kCandidates), round_up(sizes.padded[0], sizes.depth)}, kThreads,
-               size_t(kCandidates * sizes.stride[0]) * sizeof(S), stream, chunk, sizes, first_weight(call, sizes), plan,
-               Global<const S>(query_of<S>(call, work), call.queries * call.dim),
-               Global<const uint32_t>(outer ? carved<uint32_t>(call.workspace, plan.outer) : nullptr,
-                                      sizes.width[0] * plan.outer_words),
-               packed(plan.parts * plan.words, plan.matrices), packed(plan.transposed_words, plan.transposed));
+        const auto launch_as = [&](auto outer) {
+            launch("fold_candidates", fold_candidates<Math, outer()>,
+                   Grid{ceil_div(chunk.end - chunk.begin, kCandidates), round_up(sizes.padded[0], sizes.depth)},
+                   kThreads, size_t(kCandidates * sizes.stride[0]) * sizeof(S), stream, chunk, sizes,
+                   first_weight(call, sizes), plan, Global<const S>(query_of<S>(call, work), call.queries * call.dim),
+                   Global<const uint32_t>(outer() ? carved<uint32_t>(call.workspace, plan.outer) : nullptr,
+                                          sizes.width[0] * plan.outer_words),
+                   packed(plan.parts * plan.words, plan.matrices), packed(plan.transposed_words, plan.transposed));
+        };
+        if (call.features == Features::kOuter)
+            launch_as(std::true_type{});
+        else
+            launch_as(std::false_type{});
     });
 }
 
