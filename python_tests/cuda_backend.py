@@ -16,3 +16,11 @@ def device_of(kind: str, monkeypatch) -> str:
         pytest.skip(f"no GPU: {reason or 'torch sees none'}")
     assert reason is None
     return "cpu" if kind == "emulated" else "cuda"
+
+
+def emulated_module(monkeypatch):
+    """For a fixture: the emulated module, whose device a test may set."""
+    device_of("emulated", monkeypatch)
+    module = cuda.compiled()
+    yield module
+    module.set_device()

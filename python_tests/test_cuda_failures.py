@@ -3,21 +3,14 @@ served. The emulated device refuses as a GPU would."""
 
 import pytest
 import torch
-from cuda_backend import device_of
+from cuda_backend import emulated_module
 
 import din_kernels as dk
 from din_kernels.backends import cuda
 from din_kernels.ops.sparse_update import Hyper, Table, sparse_update
 from din_kernels.verification import make_case, results
 
-
-@pytest.fixture
-def emulated(monkeypatch):
-    """The emulated module, whose device can be set."""
-    device_of("emulated", monkeypatch)
-    module = cuda.compiled()
-    yield module
-    module.set_device()
+emulated = pytest.fixture(emulated_module)
 
 
 def dice():

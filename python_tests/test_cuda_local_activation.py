@@ -7,12 +7,11 @@ import dataclasses
 
 import pytest
 import torch
-from cuda_backend import KINDS, device_of
+from cuda_backend import KINDS, device_of, emulated_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import din_kernels as dk
-from din_kernels.backends import cuda
 from din_kernels.backends.cuda import local_activation as tensors_to_pointers
 from din_kernels.ops.local_activation import FEATURES, feature_width
 from din_kernels.verification import ACTIVATION_CASES, LAYOUTS, compared, deviations, make_case, results
@@ -52,13 +51,7 @@ def device(request, monkeypatch):
     return device_of(request.param, monkeypatch)
 
 
-@pytest.fixture
-def emulated(monkeypatch):
-    """The emulated module, whose device can be set."""
-    device_of("emulated", monkeypatch)
-    module = cuda.compiled()
-    yield module
-    module.set_device()
+emulated = pytest.fixture(emulated_module)
 
 
 def holds(case, dtype, device):

@@ -5,18 +5,13 @@ import math
 import subprocess
 
 import pytest
-from cuda_backend import device_of
+from cuda_backend import emulated_module
 from cuda_emulation_programs import compiled
 
-from din_kernels.backends import cuda
 from din_kernels.backends.cuda.local_activation import CHUNK_BYTES
 from din_kernels.ops.local_activation import FEATURES
 
-
-@pytest.fixture
-def emulated(monkeypatch):
-    device_of("emulated", monkeypatch)
-    return cuda.compiled()
+emulated = pytest.fixture(emulated_module)
 
 
 def plan(emulated, dim, hidden, dtype, backward, shared_per_block, queries=1024, average=1, features="concat",
