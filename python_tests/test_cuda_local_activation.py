@@ -3,6 +3,7 @@
 The whole suite on the emulation: make test-cuda-emulated.
 """
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -253,6 +254,26 @@ def test_smaller_chips_get_smaller_tiles_and_the_same_values(limit, features, em
     if features == "outer":
         return holds(make_case(features, "sigmoid", "softmax", "packed", dim=30, hidden=(40,)), torch.float32, "cpu")
     holds(make_case("concat", "sigmoid", "softmax", "packed", dim=64, hidden=(40,)), torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("features", ["concat", "outer"])
+def test_rows_that_leave_room_for_fewer_candidates_are_folded_too(features, emulated):
+    emulated.set_device(multiprocessors=2, shared_per_block=8 * 1024)
+    holds(
+        make_case(features, "sigmoid", "none", "packed", dim=70, hidden=(5,), lengths=(300, 250)), torch.float32, "cpu"
+    )
+
+
+def test_the_workspace_is_planned_for_the_device_of_the_tensors(emulated, monkeypatch):
+    @contextlib.contextmanager
+    def larger_device(tensor):  # than the one that is current outside
+        emulated.set_device(multiprocessors=9)
+        yield 0
+        emulated.set_device(multiprocessors=1)
+
+    emulated.set_device(multiprocessors=1)
+    monkeypatch.setattr(tensors_to_pointers, "stream_of", larger_device)
+    holds(make_case("concat", "dice in training", "softmax", "packed", lengths=(500, 400)), torch.float32, "cpu")
 
 
 # --- what is not there ------------------------------------------------------------------------------------------------

@@ -102,12 +102,17 @@ __global__ void dice_join_statistics(Global<const float> partials, Global<const 
     if (channel == 0) count.store(0, rows);
 }
 
-// A warp: valid rows, in evaluation.
+// A block: valid rows, where no statistics are taken.
 __global__ void dice_count(Global<const bool> mask, int64_t rows, Global<int64_t> count) {
     int64_t valid = 0;
-    for (int64_t row = threadIdx.x; row < rows; row += 32) valid += !mask || mask[row] ? 1 : 0;
-    valid = warp_sum(valid);
-    if (threadIdx.x == 0) count.store(0, valid);
+    if (!mask) {
+        valid = threadIdx.x == 0 ? rows : 0;
+    } else {
+#pragma unroll 8
+        for (int64_t row = threadIdx.x; row < rows; row += kScanThreads) valid += mask[row] ? 1 : 0;
+    }
+    const int64_t total = block_scan(valid, Shared<int64_t>(0, kScanThreads / 32)).total;
+    if (threadIdx.x == 0) count.store(0, total);
 }
 
 template <typename T, int kWidth>
@@ -289,7 +294,8 @@ void dice_forward(const Dice& call, Stream stream) {
                    carved_array<const float>(call, plan.row_counts, plan.chunks), plan.chunks, call.channels,
                    arrays.per_channel(call.mean), arrays.per_channel(call.var), count);
         } else {
-            launch("dice_count", dice_count, Grid{1}, 32, 0, stream, arrays.mask(), call.rows, count);
+            launch("dice_count", dice_count, Grid{1}, kScanThreads, kScanThreads / 32 * sizeof(int64_t), stream,
+                   arrays.mask(), call.rows, count);
         }
         launch("dice_apply", dice_apply<T, width()>, grid, kDiceThreads, 0, stream, arrays.in(call.x), arrays.mask(),
                call.rows, arrays.channels(), plan, arrays.out(call.y));
@@ -311,8 +317,8 @@ void dice_backward(const Dice& call, Stream stream) {
                arrays.per_channel(call.grad_alpha), arrays.per_channel(call.grad_weight),
                arrays.per_channel(call.grad_bias));
         if (!call.training) return;
-        launch("dice_count", dice_count, Grid{1}, 32, 0, stream, arrays.mask(), call.rows,
-               Global<int64_t>(call.count, 1));
+        launch("dice_count", dice_count, Grid{1}, kScanThreads, kScanThreads / 32 * sizeof(int64_t), stream,
+               arrays.mask(), call.rows, Global<int64_t>(call.count, 1));
         launch("dice_gradient_x", dice_gradient_x<T, width()>, grid, kDiceThreads, 0, stream, arrays.in(call.x),
                arrays.in(call.grad_y), arrays.mask(), call.rows, arrays.channels(), plan,
                carved_array<const float>(call, plan.sums, 3 * call.channels), Global<const int64_t>(call.count, 1),

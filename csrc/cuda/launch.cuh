@@ -67,10 +67,12 @@ inline Refusal refusal_of(cudaError_t error) {
 template <typename... Parameters, typename... Arguments>
 Refusal submit(const char*, void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes, Stream stream,
                const Arguments&... arguments) {
-    // A launch may use 48 KB without asking.
+    // A launch may use 48 KB without asking. What is asked for is the device's limit, not this launch's size: the
+    // attribute belongs to the kernel, and another thread may set it between here and the launch.
     if (shared_bytes > 48 * 1024) {
+        const int limit = int(device_limits().shared_per_block);
         const Refusal refusal =
-            refusal_of(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+            refusal_of(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit));
         if (refusal.error) return refusal;
     }
     cudaLaunchConfig_t config{};

@@ -9,8 +9,10 @@
 namespace din_kernels::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kCandidates = kThreads / 32 * kRowsPerWarp;  // of a block: a warp's products have 16 rows
+constexpr int kThreads = 128;  // where no shared memory per candidate limits them
+
+// Candidates of a block: a warp's products have 16 rows.
+__device__ inline int candidates_per_block() { return int(blockDim.x) / 32 * kRowsPerWarp; }
 
 // W1 [H1, columns.total], padded with zeros.
 struct FirstWeight {
@@ -45,7 +47,8 @@ __device__ void load_rows(const Shared<typename Math::Storage>& tile, const Unit
     __syncwarp();
 }
 
-// Row h of A_i, and column h of A_i^T, of 64 candidates: with their padding, which meets zeros and must not be NaN.
+// Row h of A_i, and column h of A_i^T, of a block's candidates: with their padding, which meets zeros and must not be
+// NaN.
 template <typename Math, bool kOuter>
 __global__ void fold_candidates(Chunk chunk, UnitSizes sizes, FirstWeight weight, FoldPlan plan,
                                 Global<const typename Math::Storage> query,   // [Q, D]
@@ -58,8 +61,8 @@ __global__ void fold_candidates(Chunk chunk, UnitSizes sizes, FirstWeight weight
     const int first_row = int(threadIdx.x) / 32 * kRowsPerWarp, steps = sizes.steps[0];
     const int padded = sizes.padded[0], deep_steps = (padded + Math::kDepth - 1) / Math::kDepth;
     const int dim8 = (dim + 7) / 8 * 8, columns = dim8 > sizes.dim_padded ? dim8 : sizes.dim_padded;
-    const int64_t first = chunk.begin + int64_t(blockIdx.x) * kCandidates;
-    const Shared<S> tile(0, kCandidates * stride);
+    const int64_t first = chunk.begin + int64_t(blockIdx.x) * candidates_per_block();
+    const Shared<S> tile(0, candidates_per_block() * stride);
     load_rows<Math>(tile, sizes, [&](int row, int column) {
         return first + row < chunk.end ? widen(query[(first + row) * dim + column]) : 0.0f;
     });
@@ -130,7 +133,7 @@ __global__ void product_query_gradient(Chunk chunk, FirstWeight weight, int64_t 
     query_gradient.store(i * weight.dim + d, sum);
 }
 
-// dq_ij = sum_h <Wo[h, j], dA_i[h]> of 64 candidates and 40 j.
+// dq_ij = sum_h <Wo[h, j], dA_i[h]> of a block's candidates and 40 j.
 template <typename Math>
 __global__ void outer_query_gradient(Chunk chunk, UnitSizes sizes, FoldPlan plan,
                                      Global<const uint32_t> outer_transposed, Global<const float> gradients,
@@ -138,8 +141,8 @@ __global__ void outer_query_gradient(Chunk chunk, UnitSizes sizes, FoldPlan plan
     using S = typename Math::Storage;
     const int dim = sizes.dim, stride = sizes.stride[0], lane = int(threadIdx.x) % 32;
     const int first_row = int(threadIdx.x) / 32 * kRowsPerWarp, group = int(blockIdx.y) * kTiles;
-    const int64_t first = int64_t(blockIdx.x) * kCandidates, candidates = chunk.end - chunk.begin;
-    const Shared<S> tile(0, kCandidates * stride);
+    const int64_t first = int64_t(blockIdx.x) * candidates_per_block(), candidates = chunk.end - chunk.begin;
+    const Shared<S> tile(0, candidates_per_block() * stride);
     Sums sums = {};
     for (int h = 0; h < sizes.width[0]; ++h) {
         load_rows<Math>(tile, sizes, [&](int row, int column) {
@@ -220,10 +223,11 @@ void fold(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspa
             return Global<S>(words ? carved<S>(call.workspace, offset) : nullptr,
                              plan.chunk * words * int64_t(4 / sizeof(S)));
         };
+        const int candidates = plan.warps * kRowsPerWarp;
         const auto launch_as = [&](auto outer) {
             launch("fold_candidates", fold_candidates<Math, outer()>,
-                   Grid{ceil_div(chunk.end - chunk.begin, kCandidates), round_up(sizes.padded[0], sizes.depth)},
-                   kThreads, size_t(kCandidates * sizes.stride[0]) * sizeof(S), stream, chunk, sizes,
+                   Grid{ceil_div(chunk.end - chunk.begin, candidates), round_up(sizes.padded[0], sizes.depth)},
+                   32 * plan.warps, size_t(candidates * sizes.stride[0]) * sizeof(S), stream, chunk, sizes,
                    first_weight(call, sizes), plan, Global<const S>(query_of<S>(call, work), call.queries * call.dim),
                    Global<const uint32_t>(outer() ? carved<uint32_t>(call.workspace, plan.outer) : nullptr,
                                           sizes.width[0] * plan.outer_words),
@@ -257,9 +261,10 @@ void unfold(const LocalActivation& call, const BackwardPlan& backward, Chunk chu
                    stream, chunk, first_weight(call, sizes), plan.cells, gradients, query_gradient);
             return;
         }
+        const int per_block = plan.warps * kRowsPerWarp;
         launch("outer_query_gradient", outer_query_gradient<Math>,
-               Grid{ceil_div(candidates, kCandidates), ceil_div(call.dim, 8 * kTiles)}, kThreads,
-               size_t(kCandidates * sizes.stride[0]) * sizeof(S), stream, chunk, sizes, plan,
+               Grid{ceil_div(candidates, per_block), ceil_div(call.dim, 8 * kTiles)}, 32 * plan.warps,
+               size_t(per_block * sizes.stride[0]) * sizeof(S), stream, chunk, sizes, plan,
                Global<const uint32_t>(carved<uint32_t>(call.workspace, plan.outer_transposed),
                                       sizes.width[0] * plan.outer_words),
                gradients, query_gradient);

@@ -86,7 +86,7 @@ inline BackwardPlan plan_backward(const LocalActivation& call, const DeviceLimit
     plan.query_blocks = std::clamp<int64_t>(ceil_div(call.queries, kRowsPerWarp), 1, 2 * device.multiprocessors);
     Carve carve;
     plan.work = unit_workspace(call, sizes, carve);
-    plan.fold = plan_fold(call, sizes, true, carve);
+    plan.fold = plan_fold(call, sizes, plan.tile.warps, true, carve);
     const auto matrix = [&](int64_t in, int64_t out) { return carve.add(packed_sizes(sizes, in, out).words, 4); };
     if (!sizes.folded) {
         plan.keys_transposed = matrix(sizes.padded[0], call.dim);

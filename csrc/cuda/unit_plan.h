@@ -163,6 +163,7 @@ struct Chunk {
 constexpr int64_t kFoldShares = 16;  // of a chunk's candidates, whose dA_i are summed apart
 
 struct FoldPlan {
+    int warps;                        // of a block that makes A_i: 16 candidates each
     int64_t chunk;                    // all candidates where the call is not folded
     int parts;                        // of A_i, which add up to it: A_i rounded, and in two parts the rest
     int64_t words, transposed_words;  // of a part of A_i [D, H1] and, for backward, of A_i^T [H1, D], packed
@@ -174,8 +175,10 @@ struct FoldPlan {
     int64_t shares, sums;                     // [kFoldShares, 2, cells] and [2, cells]: of dA_i and diag(q_i) dA_i
 };
 
-inline FoldPlan plan_fold(const LocalActivation& call, const UnitSizes& s, bool backward, Carve& carve) {
+// `warps`: of the blocks over the tiles; as many candidates' queries need less shared memory than their tile does.
+inline FoldPlan plan_fold(const LocalActivation& call, const UnitSizes& s, int warps, bool backward, Carve& carve) {
     FoldPlan p{};
+    p.warps = warps;
     p.chunk = std::max<int64_t>(call.queries, 1);
     if (!s.folded) return p;
     // Outer features in half precision: A_i's rounding is the same for all of a candidate's behaviours and would add up
@@ -235,7 +238,7 @@ inline ForwardPlan plan_forward(const LocalActivation& call, const DeviceLimits&
     plan.blocks = persistent_blocks(device, plan.bytes);
     Carve carve;
     plan.work = unit_workspace(call, sizes, carve);
-    plan.fold = plan_fold(call, sizes, false, carve);
+    plan.fold = plan_fold(call, sizes, plan.tile.warps, false, carve);
     plan.normalizers = carve.add(call.normalize == Normalize::kSoftmax ? 2 * call.queries : 0, 4);
     // Of candidates that a block shares with another: running maximum, sum, and pooled row. Two per block.
     plan.partials = carve.add(plan.blocks * 2 * (call.dim + 2), 4);

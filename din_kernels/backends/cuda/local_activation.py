@@ -98,11 +98,11 @@ def forward(
     hidden = sum(bias.shape[0] for bias in biases[:-1])
     statistics = like.new_empty(2, hidden if dice_training else 0, dtype=torch.float32)
     if pooled.numel():
-        scratch = workspace("local_activation_forward", like, kernels.local_activation_forward_workspace(call))
-        call |= {"pooled": pooled.data_ptr(), "logsumexp": logsumexp.data_ptr(), "workspace": scratch.data_ptr(),
+        call |= {"pooled": pooled.data_ptr(), "logsumexp": logsumexp.data_ptr(),
                  "pair_weights": pair_weights.data_ptr(), "statistics": statistics.data_ptr()}  # fmt: skip
-        with stream_of(like) as stream:
-            kernels.local_activation_forward(call, stream)
+        with stream_of(like) as stream:  # the workspace, too, is planned for the tensor's device
+            scratch = workspace("local_activation_forward", like, kernels.local_activation_forward_workspace(call))
+            kernels.local_activation_forward(call | {"workspace": scratch.data_ptr()}, stream)
     elif dice_training:
         statistics[0], statistics[1] = 0, 1
     return pooled, logsumexp, pair_weights, statistics
@@ -134,12 +134,12 @@ def backward(
         call |= {"grad_pairs": pointer(grad_pairs), "pairs": pair_rows.shape[0]}
     grads = [_layer_grads(layer, weight) for layer, weight in zip(call["layers"], weights, strict=True)]
     if grad_pooled.numel():
-        scratch = workspace("local_activation_backward", like, kernels.local_activation_backward_workspace(call))
         names = ("grad_pooled", "grad_pair_weights", "pooled", "logsumexp", "pair_weights", "statistics")
         call |= dict(zip(names, map(pointer, read), strict=True))
-        call |= {"grad_query": pointer(grad_query), "grad_rows": pointer(grad_rows), "workspace": scratch.data_ptr()}
+        call |= {"grad_query": pointer(grad_query), "grad_rows": pointer(grad_rows)}
         with stream_of(like) as stream:
-            kernels.local_activation_backward(call, stream)
+            scratch = workspace("local_activation_backward", like, kernels.local_activation_backward_workspace(call))
+            kernels.local_activation_backward(call | {"workspace": scratch.data_ptr()}, stream)
         if grad_pairs is not None:
             grad_rows.index_add_(0, pair_rows, grad_pairs)
     return (
