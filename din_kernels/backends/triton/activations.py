@@ -38,8 +38,7 @@ def sigmoid(x, FAST: tl.constexpr):
 
 @triton.jit
 def load_params(
-    pointers,  # prelu: slope; dice: alpha, mean, var (and the two averages); each [H] or [1]
-    eps,
+    pointers,  # prelu: slope; dice: alpha, mean, 1 / sqrt(var + eps) (and the two averages); each [H] or [1]
     zero,  # see blocks.unseen_zero
     SPANS: tl.constexpr, STEPS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
@@ -52,9 +51,9 @@ def load_params(
     elif ACTIVATION == "dice":
         alpha = load_vectors(pointers[0], zero, SPANS, STEPS[0], 0.0)
         mean = load_vectors(pointers[1], zero, SPANS, STEPS[1], 0.0)
-        var = load_vectors(pointers[2], zero, SPANS, STEPS[2], 1.0)
+        inverse = load_vectors(pointers[2], zero, SPANS, STEPS[2], 0.0)
         for o in tl.static_range(len(SPANS) // 3):
-            out = out + ((alpha[o], mean[o], 1.0 / tl.sqrt(var[o] + eps)),)
+            out = out + ((alpha[o], mean[o], inverse[o]),)
         if len(STEPS) == 5:
             first, second = out, load_vectors(pointers[3], zero, SPANS, STEPS[3], 0.0)
             third = load_vectors(pointers[4], zero, SPANS, STEPS[4], 0.0)

@@ -15,7 +15,14 @@ from din_kernels.backends.triton.local_activation_forward import (
     statistics_kernel,
     term_kernel,
 )
-from din_kernels.backends.triton.local_activation_plan import CHUNK_BYTES, Call, Tiles, make_call, tiles
+from din_kernels.backends.triton.local_activation_plan import (
+    CHUNK_BYTES,
+    Call,
+    Tiles,
+    inverse_deviation,
+    make_call,
+    tiles,
+)
 
 
 def refuses(request: Request) -> str | None:
@@ -72,8 +79,8 @@ def outer_weight(weight: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def arguments(call: Call) -> tuple:
-    """(weights, biases, params, eps, first) as kernels take them."""
-    return tuple(call.weights), tuple(call.biases), tuple(map(tuple, call.params)), tuple(call.eps), call.first
+    """(weights, biases, params, first) as kernels take them."""
+    return tuple(call.weights), tuple(call.biases), tuple(map(tuple, call.params)), call.first
 
 
 def _statistics(call: Call, shape: Tiles, term: torch.Tensor) -> torch.Tensor:
@@ -98,7 +105,7 @@ def _statistics(call: Call, shape: Tiles, term: torch.Tensor) -> torch.Tensor:
         var = (squares.sum(0) + (counts.unsqueeze(1) * (parts - mean).square()).sum(0)) / total.clamp(min=1)
         means[layer].copy_(mean)
         variances[layer].copy_(torch.where(total > 0, var, 1.0))
-        call.params[layer].extend((means[layer], variances[layer]))
+        call.params[layer].extend((means[layer], inverse_deviation(variances[layer], call.eps[layer])))
         call.constants["STEPS"] = tuple(tuple(int(p.numel() > 1) for p in layer) for layer in call.params)
     return statistics
 
@@ -199,7 +206,8 @@ def backward(
     grad_term = torch.zeros(shape.splits, queries, widths[0], **wide)
     parts = torch.zeros(at.size, **wide)
     for layer in range(hidden) if dice_training else ():
-        call.params[layer].extend(each.split(widths)[layer] for each in statistics)
+        mean, var = (each.split(widths)[layer] for each in statistics)
+        call.params[layer].extend((mean, inverse_deviation(var, call.eps[layer])))
     with on_device_of(begin):
         term = _query_term(call) if queries else grad_query
         first = _FirstLayerOfOuter(call) if features == "outer" else None
@@ -232,8 +240,8 @@ def backward(
             found = launch(layer)[at.layers[layer][2] :][: sums * widths[layer]].view(sums, -1) / pairs
             call.params[layer].extend((found[1], found[2]))
         parts = launch(-1)
-    return _gradients(call, at, parts, grad_query.sum(0), grad_term.sum(0), first, sums, dice_training, grad_rows,
-                      need_query)  # fmt: skip
+    return _gradients(call, at, parts, grad_query.sum(0), grad_term.sum(0), first, params, sums, dice_training,
+                      grad_rows, need_query)  # fmt: skip
 
 
 def _by_user(query_to_user: torch.Tensor, first: int, last: int, programs: int):
@@ -261,7 +269,8 @@ class _FirstLayerOfOuter:
         grad_query[0, first:last] += flat @ self.by_query.T
 
 
-def _gradients(call: Call, at: Parts, parts, grad_query, grad_term, first, sums, dice_training, grad_rows, need_query):
+def _gradients(call: Call, at: Parts, parts, grad_query, grad_term, first, params, sums, dice_training, grad_rows,
+               need_query):  # fmt: skip
     """The op's outputs from what the kernels left, in the dtypes of the inputs."""
     dim, widths, hidden = call.constants["DIM"], call.constants["WIDTHS"], len(call.params)
 
@@ -296,7 +305,7 @@ def _gradients(call: Call, at: Parts, parts, grad_query, grad_term, first, sums,
         [g.to(call.dtype) for g in grad_rows],
         [g.to(weight.dtype) for g, weight in zip(grad_weights, call.weights, strict=True)],
         [g.to(bias.dtype) for g, bias in zip(grad_biases, call.biases, strict=True)],
-        grad_params,
+        [g.to(p.dtype) for g, p in zip(grad_params, params, strict=True)],
     )
 
 
@@ -305,6 +314,6 @@ def _param_gradients(call: Call, layer: int, sums: torch.Tensor, dice_training: 
     params = call.params[layer][: 1 if dice_training else None]
     found = list(sums[: len(params)])
     if len(params) == 3:
-        inverse = torch.rsqrt(params[2].float() + call.eps[layer])
+        inverse = params[2]
         found[1:] = [-sums[1] * inverse, -0.5 * sums[2] * inverse.square()]
-    return [(g if p.numel() > 1 else g.sum(0, keepdim=True)).to(p.dtype) for g, p in zip(found, params, strict=True)]
+    return [g if p.numel() > 1 else g.sum(0, keepdim=True) for g, p in zip(found, params, strict=True)]

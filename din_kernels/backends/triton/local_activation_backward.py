@@ -217,12 +217,12 @@ def backward_kernel(
     key = ()
     product = ()
     if not FOLD:
-        key, product = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
+        key, product = load_first(mlp[3], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
     matrices = load_matrices(mlp[0], LAYERS, WIDTHS, HIDDEN, DTYPE)
     b_last = tl.load(mlp[1][HIDDEN]).to(tl.float32)
     d_key = ()
     d_product = ()
-    if len(mlp[4]) > 0:
+    if len(mlp[3]) > 0:
         d_key, d_product = zero_matrix(D_SPANS, static(LAYERS[0])), zero_matrix(D_SPANS, static(LAYERS[0]))
     d_layers = zero_layers(LAYERS, HIDDEN, SUMS)
     d_last = ()
@@ -238,7 +238,7 @@ def backward_kernel(
         if SHARED == "ordered":
             group = tl.load(order + work)
         candidate, present, start, count, a = open_group(
-            tl.cast(group, tl.int32), first, last, source, where, folded, mlp[4], key,
+            tl.cast(group, tl.int32), first, last, source, where, folded, mlp[3], key,
             D_SPANS, Q_SOURCES, DIM, static(LAYERS[0]), WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
         )  # fmt: skip
         active = present & (count > 0)
@@ -315,7 +315,7 @@ def backward_kernel(
                         both = both + (dk[b] + tl.where(counts[:, None], w[:, None] * each_g[b].to(tl.float32), 0.0),)
                     add_row_gradients(grad_rows, row, valid, both, D_SPANS, K_SOURCES, SHARED)
         if STOP < 0:
-            if len(mlp[4]) == 0:
+            if len(mlp[3]) == 0:
                 store_matrix(
                     grad_folded + tl.cast(group, tl.int64) * WIDTHS[0] * DIM, DIM, da, D_SPANS, static(LAYERS[0])
                 )
@@ -333,7 +333,7 @@ def backward_kernel(
                     for o in tl.static_range(len(da[b])):
                         row_key = row_key + (d_key[b][o] + da[b][o],)
                         row_product = row_product + (d_product[b][o] + da[b][o] * column,)
-                        weight = load_block(mlp[4][1], STRIDES[1], zero, D_SPANS, b, static(LAYERS[0]), o)
+                        weight = load_block(mlp[3][1], STRIDES[1], zero, D_SPANS, b, static(LAYERS[0]), o)
                         along += tl.sum(da[b][o] * narrow(weight, DTYPE).to(tl.float32), 1)
                     new_key, new_product = new_key + (row_key,), new_product + (row_product,)
                     new_q = new_q + (along[None, :],)
@@ -360,7 +360,7 @@ def backward_kernel(
             )
             store_vectors(parts + AT_LAYERS[layer][1], d_layers[HIDDEN - 1 - layer][1], static(LAYERS[layer]))
     if STOP < 0:
-        if len(mlp[4]) > 0:
+        if len(mlp[3]) > 0:
             store_matrix(parts + AT[0], DIM, d_key, D_SPANS, static(LAYERS[0]))
             store_matrix(parts + AT[1], DIM, d_product, D_SPANS, static(LAYERS[0]))
         if HIDDEN > 0:

@@ -64,7 +64,7 @@ def term_kernel(
 def forward_kernel(
     source,  # (query_tables, query_ids, row_tables, row_ids)
     where,  # see candidates_of
-    mlp,  # (weights, biases, params, eps), one entry per layer each, and first: (Wk', Wp), none for outer
+    mlp,  # (weights, biases, params), one entry per layer each, and first: (Wk', Wp), none for outer
     term,  # [Q, H1] fp32, c_i
     folded,  # outer: A [last - first, H1, D]; else None
     pooled,  # [Q, D], or parts [splits, Q, D] fp32
@@ -87,13 +87,13 @@ def forward_kernel(
     key = ()
     product = ()
     if not FOLD:
-        key, product = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
+        key, product = load_first(mlp[3], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
     matrices = load_matrices(mlp[0], LAYERS, WIDTHS, HIDDEN, DTYPE)
     b_last = tl.load(mlp[1][HIDDEN]).to(tl.float32)
     for work in range(tl.program_id(0), tl.cdiv(last - first, GROUP) * splits, tl.num_programs(0)):
         group, split = work // splits, work % splits
         candidate, present, start, count, a = open_group(
-            tl.cast(group, tl.int32), first, last, source, where, folded, mlp[4], key,
+            tl.cast(group, tl.int32), first, last, source, where, folded, mlp[3], key,
             D_SPANS, Q_SOURCES, DIM, static(LAYERS[0]), WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
         )  # fmt: skip
         out = zero_rows(GROUP, D_SPANS)
@@ -230,13 +230,13 @@ def statistics_kernel(
     key = ()
     product = ()
     if not FOLD:
-        key, product = load_first(mlp[4], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
+        key, product = load_first(mlp[3], D_SPANS, static(LAYERS[0]), STRIDES, DTYPE)
     matrices = load_matrices(mlp[0], LAYERS, WIDTHS, LAYER, DTYPE)
     n = tl.zeros([], tl.float32)
     mean, square = zero_vectors(static(LAYERS[LAYER])), zero_vectors(static(LAYERS[LAYER]))
     for group in range(tl.program_id(0), tl.cdiv(last - first, GROUP), tl.num_programs(0)):
         candidate, present, start, count, a = open_group(
-            tl.cast(group, tl.int32), first, last, source, where, folded, mlp[4], key,
+            tl.cast(group, tl.int32), first, last, source, where, folded, mlp[3], key,
             D_SPANS, Q_SOURCES, DIM, static(LAYERS[0]), WIDTHS[0], STRIDES, GROUP, FOLD, DTYPE,
         )  # fmt: skip
         for t0 in range(0, tl.max(count, 0), LENGTH):

@@ -22,7 +22,7 @@ class Call(NamedTuple):
     where: tuple  # (begin, length, row_index, row_mask, query_to_user)
     weights: list[torch.Tensor]
     biases: list[torch.Tensor]
-    params: list[list[torch.Tensor]]  # per hidden layer
+    params: list[list[torch.Tensor]]  # per hidden layer; Dice: alpha, mean, 1 / sqrt(var + eps)
     eps: list[float]
     first: tuple[torch.Tensor, ...]  # (Wk' = Wk - Wd, Wp) of concat and product [H1, D]; none for outer
     through_query: torch.Tensor  # Wq, for concat Wq + Wd [H1, D]
@@ -33,6 +33,11 @@ class Call(NamedTuple):
     device: torch.device
     dtype: torch.dtype  # of the rows, and of the products
     features: str
+
+
+def inverse_deviation(var: torch.Tensor, eps: float) -> torch.Tensor:
+    """1 / sqrt(var + eps) in fp32: once a call, where kernels would repeat it for every tile and round thrice."""
+    return (var.double() + eps).rsqrt().float()
 
 
 def _sources(query_widths: list[int], row_widths: list[int]):
@@ -55,6 +60,8 @@ def make_call(query_tables, query_ids, row_tables, row_ids, begin, length, row_i
     per_layer = len(params) // hidden if hidden else 0
     groups = [[tensor.contiguous() for tensor in group] for group in (query_tables, query_ids, row_tables, row_ids)]
     by_layer = [[p.contiguous() for p in params[per_layer * at : per_layer * (at + 1)]] for at in range(hidden)]
+    if per_layer == 3:
+        by_layer = [[a, mean, inverse_deviation(var, e)] for (a, mean, var), e in zip(by_layer, eps, strict=True)]
     d_spans, q_sources, k_sources = _sources(*([t.shape[1] for t in tables] for tables in (groups[0], groups[2])))
     widths = tuple(weight.shape[0] for weight in weights[: max(hidden, 1)])
     device, dtype, dim = row_tables[0].device, row_tables[0].dtype, sum(t.shape[1] for t in row_tables)

@@ -174,7 +174,7 @@ def load_matrices(weights, LAYERS: tl.constexpr, WIDTHS: tl.constexpr, UP_TO: tl
 
 @triton.jit
 def load_channels(
-    mlp,  # (weights, biases, params, eps), one entry per layer each
+    mlp,  # (weights, biases, params), one entry per layer each
     zero,  # see blocks.unseen_zero
     LAYERS: tl.constexpr, STEPS: tl.constexpr,
     UP_TO: tl.constexpr,  # activations of the layers below, biases of the layers up to it, where there is one
@@ -189,9 +189,7 @@ def load_channels(
         above = ()
         bias = ()
         if layer < UP_TO:
-            above = load_params(
-                mlp[2][layer], mlp[3][layer], zero, static(LAYERS[layer]), static(STEPS[layer]), ACTIVATION
-            )
+            above = load_params(mlp[2][layer], zero, static(LAYERS[layer]), static(STEPS[layer]), ACTIVATION)
         if layer > 0:
             bias = load_vectors(mlp[1][layer], zero, static(LAYERS[layer]), 1, 0.0)
         out = out + ((bias, above),)
