@@ -36,14 +36,11 @@ from din_kernels.backends.triton.blocks import (
     zero_vectors,
 )
 from din_kernels.backends.triton.local_activation_tile import (
-    first_z,
-    layers_above,
-    load_channels,
+    layers_of,
     load_first,
     load_last,
     load_matrices,
     load_source,
-    load_terms,
     open_group,
     pairs_of,
     part_of,
@@ -128,7 +125,7 @@ def add_sums(total, added, inside):
 @triton.jit
 def through_layers(
     ds,  # [ROWS] fp32
-    zs, hs, matrices, channels, w_last,  # as in layers_above
+    zs, hs, matrices, params, w_last,  # as in layers_of
     inside,  # [ROWS]: pairs that count in sums
     grads,  # by zero_layers
     LAYERS: tl.constexpr, HIDDEN: tl.constexpr, STOP: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr,
@@ -147,7 +144,7 @@ def through_layers(
                 dh = multiply_transposed(
                     to_dtype(dz, DTYPE), matrices[layer + 1], ROWS, static(LAYERS[layer]), PRECISION
                 )
-            dz, added = through_activation(zs[layer], dh, channels[layer][1], ACTIVATION, FAST)
+            dz, added = through_activation(zs[layer], dh, params[layer], ACTIVATION, FAST)
             # Dice's batch statistics give rows that are not there a gradient too.
             dz = select_rows(inside, dz)
             matrix, bias = grads[HIDDEN - 1 - layer][0], grads[HIDDEN - 1 - layer][1]
@@ -262,15 +259,12 @@ def backward_kernel(
         t_first, t_last = part_of(count, split, splits, LENGTH)
         for t0 in range(t_first, t_last, LENGTH):
             row, valid, counts = pairs_of(start, count, t0, where, GROUP, LENGTH)
-            k = load_source(source[2], source[3], row, valid, D_SPANS, K_SOURCES)
             zero = unseen_zero(t0)
-            q, c = load_terms(
-                source, term, candidate + zero, active, D_SPANS, Q_SOURCES, static(LAYERS[0]), WIDTHS[0], FOLD
-            )
-            channels = load_channels(mlp, zero, LAYERS, STEPS, HIDDEN, ACTIVATION)
+            k, q, zs, hs, params = layers_of(
+                row, valid, candidate, active, source, mlp, term, a, product, matrices, zero,
+                D_SPANS, Q_SOURCES, K_SOURCES, LAYERS, WIDTHS, STEPS, HIDDEN, ACTIVATION, LENGTH, FOLD, PRECISION, FAST,
+            )  # fmt: skip
             w_last = load_last(mlp[0], zero, LAYERS, HIDDEN)
-            z = first_z(k, q, c, a, product, LENGTH, FOLD, PRECISION)
-            zs, hs = layers_above(z, matrices, channels, HIDDEN, ROWS, DTYPE, PRECISION, ACTIVATION, FAST)
             w = scale * score_of(zs, hs, w_last, b_last, ROWS, HIDDEN)
             each_g = repeat_rows(load_rows(grad_pooled, DIM, candidate + zero, active, D_SPANS), LENGTH)
             dw = dot_rows(each_g, k, ROWS)
@@ -283,7 +277,7 @@ def backward_kernel(
                     w * (dw - repeat_vector(delta, LENGTH)), w, counts, residual, ends, GROUP, LENGTH
                 )
             ds = tl.where(counts, scale * dw, 0.0)
-            dz, d_layers = through_layers(ds, zs, hs, matrices, channels, w_last, valid, d_layers, LAYERS, HIDDEN, STOP,
+            dz, d_layers = through_layers(ds, zs, hs, matrices, params, w_last, valid, d_layers, LAYERS, HIDDEN, STOP,
                                           ROWS, DTYPE, PRECISION, ACTIVATION, FAST)  # fmt: skip
             if STOP < 0:
                 d_bias += tl.sum(ds, 0)

@@ -21,14 +21,11 @@ from din_kernels.backends.triton.blocks import (
 )
 from din_kernels.backends.triton.local_activation_tile import (
     candidates_of,
-    first_z,
-    layers_above,
-    load_channels,
+    layers_of,
     load_first,
     load_last,
     load_matrices,
     load_source,
-    load_terms,
     open_group,
     pairs_of,
     part_of,
@@ -102,15 +99,11 @@ def forward_kernel(
         t_first, t_last = part_of(count, split, splits, LENGTH)
         for t0 in range(t_first, t_last, LENGTH):
             row, valid, counts = pairs_of(start, count, t0, where, GROUP, LENGTH)
-            k = load_source(source[2], source[3], row, counts, D_SPANS, K_SOURCES)
             zero = unseen_zero(t0)
-            q, c = load_terms(
-                source, term, candidate + zero, present & (count > 0), D_SPANS, Q_SOURCES, static(LAYERS[0]), WIDTHS[0],
-                FOLD,
+            k, _, zs, hs, _ = layers_of(
+                row, counts, candidate, present & (count > 0), source, mlp, term, a, product, matrices, zero,
+                D_SPANS, Q_SOURCES, K_SOURCES, LAYERS, WIDTHS, STEPS, HIDDEN, ACTIVATION, LENGTH, FOLD, PRECISION, FAST,
             )  # fmt: skip
-            channels = load_channels(mlp, zero, LAYERS, STEPS, HIDDEN, ACTIVATION)
-            z = first_z(k, q, c, a, product, LENGTH, FOLD, PRECISION)
-            zs, hs = layers_above(z, matrices, channels, HIDDEN, ROWS, DTYPE, PRECISION, ACTIVATION, FAST)
             w_last = load_last(mlp[0], zero, LAYERS, HIDDEN)
             score = scale * score_of(zs, hs, w_last, b_last, ROWS, HIDDEN)
             if pair_begin is not None:
@@ -226,7 +219,6 @@ def statistics_kernel(
     """Mean and variance of z of hidden layer LAYER over all valid pairs, one part per program; the layers below have
     theirs. Tiles are merged by n = n1 + n2, d = m2 - m1, m = m1 + d n2 / n, S = S1 + S2 + d^2 n1 n2 / n."""
     DTYPE: tl.constexpr = source[2][0].dtype.element_ty
-    ROWS: tl.constexpr = GROUP * LENGTH
     key = ()
     product = ()
     if not FOLD:
@@ -241,15 +233,10 @@ def statistics_kernel(
         )  # fmt: skip
         for t0 in range(0, tl.max(count, 0), LENGTH):
             row, valid, _ = pairs_of(start, count, t0, where, GROUP, LENGTH)
-            k = load_source(source[2], source[3], row, valid, D_SPANS, K_SOURCES)
-            zero = unseen_zero(t0)
-            q, c = load_terms(
-                source, term, candidate + zero, present & (count > 0), D_SPANS, Q_SOURCES, static(LAYERS[0]), WIDTHS[0],
-                FOLD,
+            _, _, zs, _, _ = layers_of(
+                row, valid, candidate, present & (count > 0), source, mlp, term, a, product, matrices, unseen_zero(t0),
+                D_SPANS, Q_SOURCES, K_SOURCES, LAYERS, WIDTHS, STEPS, LAYER, ACTIVATION, LENGTH, FOLD, PRECISION, FAST,
             )  # fmt: skip
-            channels = load_channels(mlp, zero, LAYERS, STEPS, LAYER, ACTIVATION)
-            z = first_z(k, q, c, a, product, LENGTH, FOLD, PRECISION)
-            zs, _ = layers_above(z, matrices, channels, LAYER, ROWS, DTYPE, PRECISION, ACTIVATION, FAST)
             here = tl.sum(valid.to(tl.float32), 0)  # at least 1: the longest history of the group reaches into the tile
             sums = add_column_sums(zero_vectors(static(LAYERS[LAYER])), select_rows(valid, zs[LAYER]))
             share = here / (n + here)

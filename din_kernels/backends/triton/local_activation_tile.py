@@ -173,73 +173,12 @@ def load_matrices(weights, LAYERS: tl.constexpr, WIDTHS: tl.constexpr, UP_TO: tl
 
 
 @triton.jit
-def load_channels(
-    mlp,  # (weights, biases, params), one entry per layer each
-    zero,  # see blocks.unseen_zero
-    LAYERS: tl.constexpr, STEPS: tl.constexpr,
-    UP_TO: tl.constexpr,  # activations of the layers below, biases of the layers up to it, where there is one
-    ACTIVATION: tl.constexpr,
-):  # fmt: skip
-    """Per hidden layer (bias, activation's parameters), without the first one's bias, which is in c_i.
-
-    Anew for every tile: of Dice, bias, alpha, mean and deviation would take 80 registers of every thread.
-    """
-    out = ()
-    for layer in tl.static_range(min(UP_TO + 1, len(STEPS))):
-        above = ()
-        bias = ()
-        if layer < UP_TO:
-            above = load_params(mlp[2][layer], zero, static(LAYERS[layer]), static(STEPS[layer]), ACTIVATION)
-        if layer > 0:
-            bias = load_vectors(mlp[1][layer], zero, static(LAYERS[layer]), 1, 0.0)
-        out = out + ((bias, above),)
-    return out
-
-
-@triton.jit
 def load_last(weights, zero, LAYERS: tl.constexpr, HIDDEN: tl.constexpr):
     """Weight of the layer that gives the score, where a hidden one is below it; anew for every tile."""
     weight = ()
     if HIDDEN > 0:
         weight = load_vectors(weights[HIDDEN], zero, static(LAYERS[HIDDEN - 1]), 1, 0.0)
     return weight
-
-
-@triton.jit
-def layers_above(
-    z,  # [ROWS, width] fp32 per span: the first layer before its activation
-    matrices,  # by load_matrices
-    channels,  # by load_channels
-    UP_TO: tl.constexpr,
-    ROWS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
-    """z and h of each layer, fp32: h of layers below UP_TO, z of layers up to it, where there is one."""
-    zs = (z,)
-    hs = ()
-    for layer in tl.static_range(UP_TO):
-        h = ()
-        for o in tl.static_range(len(zs[layer])):
-            h = h + (activate(zs[layer][o], channels[layer][1][o], ACTIVATION, FAST),)
-        hs = hs + (h,)
-        if layer + 1 < len(channels):
-            start = ()
-            bias = channels[layer + 1][0]
-            for o in tl.static_range(len(bias)):
-                start = start + (tl.broadcast_to(bias[o][None, :], [ROWS, tl.constexpr(bias[o].shape[0])]),)
-            zs = zs + (multiply_add(start, to_dtype(h, DTYPE), matrices[layer + 1], PRECISION),)
-    return zs, hs
-
-
-@triton.jit
-def score_of(zs, hs, last, bias, ROWS: tl.constexpr, HIDDEN: tl.constexpr):
-    """The last layer, [ROWS] fp32; without a hidden layer the first is the last, and all but its one column is zero."""
-    total = tl.zeros([ROWS], tl.float32)
-    if HIDDEN == 0:
-        return total + tl.sum(zs[0][0], 1)
-    else:
-        for o in tl.static_range(len(last)):
-            total += tl.sum(hs[HIDDEN - 1][o] * last[o][None, :], 1)
-        return total + bias
 
 
 @triton.jit
@@ -255,3 +194,58 @@ def first_z(
     if not FOLD:
         z = multiply_add(z, times_query(k, q, LENGTH), product, PRECISION)
     return z
+
+
+@triton.jit
+def layers_of(
+    row, inside,  # [ROWS] of the history, by pairs_of; the rows to load
+    candidate, active,  # [GROUP]
+    source, mlp, term,  # as in forward_kernel
+    a, product,  # A_i^T where FOLD, else Wk'^T; Wp^T where not FOLD
+    matrices,  # by load_matrices
+    zero,  # see blocks.unseen_zero
+    D_SPANS: tl.constexpr, Q_SOURCES: tl.constexpr, K_SOURCES: tl.constexpr, LAYERS: tl.constexpr, WIDTHS: tl.constexpr,
+    STEPS: tl.constexpr,
+    UP_TO: tl.constexpr,  # activations of the layers below, z of the layers up to it, where there is one
+    ACTIVATION: tl.constexpr, LENGTH: tl.constexpr, FOLD: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Of a tile: k [ROWS, width] and q [GROUP, width] (none where FOLD) per span of D; per hidden layer z and h
+    [ROWS, width] fp32 per span, and the activation's parameters.
+
+    Vectors are loaded anew for every tile, and each layer's where it is reached: of Dice, bias, alpha, mean and
+    deviation would take 80 registers of every thread.
+    """
+    DTYPE: tl.constexpr = source[2][0].dtype.element_ty
+    k = load_source(source[2], source[3], row, inside, D_SPANS, K_SOURCES)
+    q, c = load_terms(source, term, candidate + zero, active, D_SPANS, Q_SOURCES, static(LAYERS[0]), WIDTHS[0], FOLD)
+    z = first_z(k, q, c, a, product, LENGTH, FOLD, PRECISION)
+    zs = (z,)
+    hs = ()
+    params = ()
+    for layer in tl.static_range(UP_TO):
+        own = load_params(mlp[2][layer], zero, static(LAYERS[layer]), static(STEPS[layer]), ACTIVATION)
+        h = ()
+        for o in tl.static_range(len(z)):
+            h = h + (activate(z[o], own[o], ACTIVATION, FAST),)
+        hs = hs + (h,)
+        params = params + (own,)
+        if layer + 1 < len(STEPS):
+            start = ()
+            bias = load_vectors(mlp[1][layer + 1], zero, static(LAYERS[layer + 1]), 1, 0.0)
+            for o in tl.static_range(len(bias)):
+                start = start + (tl.broadcast_to(bias[o][None, :], [h[0].shape[0], tl.constexpr(bias[o].shape[0])]),)
+            z = multiply_add(start, to_dtype(h, DTYPE), matrices[layer + 1], PRECISION)
+            zs = zs + (z,)
+    return k, q, zs, hs, params
+
+
+@triton.jit
+def score_of(zs, hs, last, bias, ROWS: tl.constexpr, HIDDEN: tl.constexpr):
+    """The last layer, [ROWS] fp32; without a hidden layer the first is the last, and all but its one column is zero."""
+    total = tl.zeros([ROWS], tl.float32)
+    if HIDDEN == 0:
+        return total + tl.sum(zs[0][0], 1)
+    else:
+        for o in tl.static_range(len(last)):
+            total += tl.sum(hs[HIDDEN - 1][o] * last[o][None, :], 1)
+        return total + bias
