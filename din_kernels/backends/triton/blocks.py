@@ -212,6 +212,23 @@ def multiply_add(
 
 
 @triton.jit
+def multiply_wide(
+    start,  # [rows, out width] fp32 per span of OUT
+    x,  # [rows, in width] fp32 per span of IN
+    matrix,  # [in width, out width] per pair
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """start + x matrix with x in DTYPE. Of fp16, whose one rounding is half of what its results may be off (of bf16's
+    a quarter), x is taken as the sum of two, the small one first: of x, high and low two are in registers at once."""
+    if DTYPE == tl.float16:
+        low = ()
+        for i in tl.static_range(len(x)):
+            low = low + ((x[i] - x[i].to(DTYPE).to(tl.float32)).to(DTYPE),)
+        start = multiply_add(start, low, matrix, PRECISION)
+    return multiply_add(start, to_dtype(x, DTYPE), matrix, PRECISION)
+
+
+@triton.jit
 def multiply_transposed(
     x,  # [rows, out width] per span of OUT
     matrix,  # [in width, out width] per pair

@@ -17,10 +17,10 @@ from din_kernels.backends.triton.blocks import (
     load_rows,
     load_vectors,
     multiply_add,
+    multiply_wide,
     narrow,
     repeat_rows,
     static,
-    to_dtype,
     unseen_zero,
 )
 
@@ -234,7 +234,7 @@ def layers_of(
             bias = load_vectors(mlp[1][layer + 1], zero, static(LAYERS[layer + 1]), 1, 0.0)
             for o in tl.static_range(len(bias)):
                 start = start + (tl.broadcast_to(bias[o][None, :], [h[0].shape[0], tl.constexpr(bias[o].shape[0])]),)
-            z = multiply_add(start, to_dtype(h, DTYPE), matrices[layer + 1], PRECISION)
+            z = multiply_wide(start, h, matrices[layer + 1], DTYPE, PRECISION)
             zs = zs + (z,)
     return k, q, zs, hs, params
 
