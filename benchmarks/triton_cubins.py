@@ -169,8 +169,22 @@ def dice_call() -> Any:
     return dice.backward(y, x, alpha, None, None, mean, var, None, True, 1e-8)
 
 
+def spills(sass: str) -> tuple[int, int]:
+    """Loads and stores of local memory in all, and in a loop within a loop: there once a tile, elsewhere once a
+    candidate or once a program. A loop is a jump back over 1 KB and more; shorter ones wait for a barrier."""
+    found, loops = [], []
+    for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass):
+        at = int(address, 16)
+        if re.search(r"\b(?:LDL|STL)\b", text):
+            found.append(at)
+        back = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if back and at - int(back[1], 16) > 1024:
+            loops.append((int(back[1], 16), at))
+    return len(found), sum(sum(begin <= at <= end for begin, end in loops) > 1 for at in found)
+
+
 def facts(kernel: Any) -> dict[str, Any]:
-    """Registers and stack of a cubin from cuobjdump; spills as loads and stores of local memory in its SASS."""
+    """Registers and stack of a cubin from cuobjdump; spills from its SASS."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
@@ -180,9 +194,11 @@ def facts(kernel: Any) -> dict[str, Any]:
         )
     used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     ptx = kernel.asm["ptx"]
+    in_all, in_tiles = spills(sass)
     return {
         "registers": int(used["REG"]),
-        "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        "spills": in_all,
+        "in tiles": in_tiles,
         "stack": int(used["STACK"]) + int(used["LOCAL"]),
         "shared": kernel.metadata.shared,
         "warps": kernel.metadata.num_warps,
@@ -197,24 +213,24 @@ def page(rows: list[dict[str, Any]]) -> str:
         "# Triton kernels as compiled\n",
         f"Made by `python benchmarks/triton_cubins.py --chips {chips_named}` with Triton {triton.__version__}, without "
         "a GPU: what the compiler says, not a measurement. Registers per thread; spills: instructions that read or "
-        "write local memory; "
+        "write local memory, and how many of them run once a tile (the others once a candidate or program); "
         "shared memory and stack in bytes. fp32 under `highest` is computed on the ordinary units (matrix: none).\n",
     ]
     for chip in CHIPS:
         own = [row for row in rows if row["chip"] == chip]
         if own:
-            lines += [f"## {chip}\n", "| call | kernel | registers | spills | stack | shared | warps | matrix |",
-                      "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+            lines += [f"## {chip}\n", "| call | kernel | registers | spills | in tiles | stack | shared | warps | matrix |",
+                      "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
             lines += [
-                "| " + " | ".join(str(row[key]) for key in ("call", "kernel", "registers", "spills", "stack", "shared",
-                                                            "warps", "matrix")) + " |"
+                "| " + " | ".join(str(row[key]) for key in ("call", "kernel", "registers", "spills", "in tiles", "stack",
+                                                            "shared", "warps", "matrix")) + " |"
                 for row in own
             ] + [""]  # fmt: skip
     return "\n".join(lines)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Forward and backward of a few calls, one line each, chips side by side: registers, spills, shared memory."""
+    """Forward and backward of a few calls, one line each, chips side by side: registers, spills (in tiles), shared memory."""
     named = list(dict.fromkeys(row["chip"] for row in rows))
     lines = [f"| kernel | {' | '.join(named)} |", "|---" * (len(named) + 1) + "|"]
     for call in MAIN:
@@ -223,7 +239,10 @@ def summary(rows: list[dict[str, Any]]) -> str:
             for chip in named:
                 # The last one of a name is the whole pass; those before it make Dice's sums alone.
                 found = [row for row in rows if (row["chip"], row["call"], row["kernel"]) == (chip, call, kernel)][-1:]
-                cells += [f"{x['registers']}, {x['spills']}, {x['shared'] / 1024:.0f} KB, {x['matrix']}" for x in found]
+                cells += [
+                    f"{x['registers']}, {x['spills']} ({x['in tiles']}), {x['shared'] / 1024:.0f} KB, {x['matrix']}"
+                    for x in found
+                ]
             lines.append(f"| {call}: {kernel} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

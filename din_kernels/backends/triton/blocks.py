@@ -105,6 +105,16 @@ def store_vectors(pointer, values, SPANS: tl.constexpr):
 
 
 @triton.jit
+def add_vectors(pointer, values, SPANS: tl.constexpr):
+    """Adds to what store_vectors would store. The thread that reads an entry is the one that writes it."""
+    for o in tl.static_range(len(SPANS) // 3):
+        column = tl.arange(0, SPANS[3 * o + 1])
+        inside = column < SPANS[3 * o + 2]
+        at = pointer + SPANS[3 * o] + column
+        tl.store(at, tl.load(at, mask=inside, other=0.0) + values[o], mask=inside)
+
+
+@triton.jit
 def load_block(
     pointer,  # [out, stride], as torch.nn.Linear keeps its weight
     stride,

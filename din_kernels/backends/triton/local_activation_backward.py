@@ -15,12 +15,13 @@ import triton.language as tl
 
 from din_kernels.backends.triton.activations import gradient
 from din_kernels.backends.triton.blocks import (
-    add_column_sums,
     add_outer,
     add_row_groups,
+    add_vectors,
     dot_rows,
     load_block,
     load_rows,
+    load_vectors,
     multiply_transposed,
     narrow,
     repeat_rows,
@@ -28,12 +29,10 @@ from din_kernels.backends.triton.blocks import (
     static,
     store_matrix,
     store_rows,
-    store_vectors,
     to_dtype,
     unseen_zero,
     zero_matrix,
     zero_rows,
-    zero_vectors,
 )
 from din_kernels.backends.triton.local_activation_tile import (
     layers_of,
@@ -82,19 +81,11 @@ def without_residual(
 
 
 @triton.jit
-def zero_layers(LAYERS: tl.constexpr, HIDDEN: tl.constexpr, SUMS: tl.constexpr):
-    """Per hidden layer from the last to the first: gradients of weight^T, bias and the sums of the activation."""
+def zero_layers(LAYERS: tl.constexpr, HIDDEN: tl.constexpr):
+    """Gradient of weight^T per hidden layer above the first, from the last to the second."""
     out = ()
-    for i in tl.static_range(HIDDEN):
-        matrix = ()
-        bias = ()
-        sums = ()
-        if i < HIDDEN - 1:
-            matrix = zero_matrix(static(LAYERS[HIDDEN - 2 - i]), static(LAYERS[HIDDEN - 1 - i]))
-            bias = zero_vectors(static(LAYERS[HIDDEN - 1 - i]))
-        for _ in tl.static_range(SUMS):
-            sums = sums + (zero_vectors(static(LAYERS[HIDDEN - 1 - i])),)
-        out = out + ((matrix, bias, sums),)
+    for i in tl.static_range(HIDDEN - 1):
+        out = out + (zero_matrix(static(LAYERS[HIDDEN - 2 - i]), static(LAYERS[HIDDEN - 1 - i])),)
     return out
 
 
@@ -111,51 +102,69 @@ def through_activation(zs, dh, params, ACTIVATION: tl.constexpr, FAST: tl.conste
 
 
 @triton.jit
-def add_sums(total, added, inside):
-    """total[j][span] + column sums of added[span][j] over the rows inside."""
+def column_sums(
+    x,  # [rows, width] fp32 per span
+    inside,  # [rows]
+):
+    """Sums over the rows inside, [width] per span."""
     out = ()
-    for j in tl.static_range(len(total)):
-        this = ()
-        for o in tl.static_range(len(added)):
-            this = this + (total[j][o] + tl.sum(tl.where(inside[:, None], added[o][j], 0.0), 0),)
-        out = out + (this,)
+    for o in tl.static_range(len(x)):
+        out = out + (tl.sum(tl.where(inside[:, None], x[o], 0.0), 0),)
     return out
 
 
 @triton.jit
 def through_layers(
     ds,  # [ROWS] fp32
-    zs, hs, matrices, params, w_last,  # as in layers_of
+    zs, hs, params, matrices, mlp, zero,  # as in layers_of
     inside,  # [ROWS]: pairs that count in sums
     grads,  # by zero_layers
-    LAYERS: tl.constexpr, HIDDEN: tl.constexpr, STOP: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr,
+    part,  # [SIZE] fp32, of this program: takes this tile's sums over pairs
+    LAYERS: tl.constexpr, WIDTHS: tl.constexpr, HIDDEN: tl.constexpr, STOP: tl.constexpr, SUMS: tl.constexpr,
+    AT: tl.constexpr, AT_LAYERS: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """dz1, and grads with this tile's; no further down than hidden layer STOP, of which the sums alone are made."""
+    """dz1, and grads with this tile's; no further down than hidden layer STOP, of which the sums alone are made.
+
+    Sums over pairs, vectors, are added in memory at once: kept across the loop, the five of Dice's two layers would
+    take some 50 registers of every thread.
+    """
     dz = ()
     out = ()
+    if HIDDEN == 0:
+        dz = (tl.where((tl.arange(0, 16) == 0)[None, :], ds[:, None], 0.0),)
+    else:
+        w_last = load_vectors(mlp[0][HIDDEN], zero, static(LAYERS[HIDDEN - 1]), 1, 0.0)
+        if STOP < 0:
+            d_last = ()
+            for o in tl.static_range(len(w_last)):
+                d_last = d_last + (ds[:, None] * hs[HIDDEN - 1][o],)
+            add_vectors(part + AT[2], column_sums(d_last, inside), static(LAYERS[HIDDEN - 1]))
+        for o in tl.static_range(len(w_last)):
+            dz = dz + (ds[:, None] * w_last[o][None, :],)
     for layer in tl.static_range(HIDDEN - 1, -1, -1):
         if layer >= STOP:
-            dh = ()
-            if layer == HIDDEN - 1:
-                for o in tl.static_range(len(w_last)):
-                    dh = dh + (ds[:, None] * w_last[o][None, :],)
-            else:
+            dh = dz
+            if layer < HIDDEN - 1:
                 dh = multiply_transposed(
                     to_dtype(dz, DTYPE), matrices[layer + 1], ROWS, static(LAYERS[layer]), PRECISION
                 )
             dz, added = through_activation(zs[layer], dh, params[layer], ACTIVATION, FAST)
             # Dice's batch statistics give rows that are not there a gradient too.
             dz = select_rows(inside, dz)
-            matrix, bias = grads[HIDDEN - 1 - layer][0], grads[HIDDEN - 1 - layer][1]
+            if STOP < 0 or STOP == layer:
+                for j in tl.static_range(SUMS):
+                    this = ()
+                    for o in tl.static_range(len(added)):
+                        this = this + (added[o][j],)
+                    at = AT_LAYERS[layer][2] + j * WIDTHS[layer]
+                    add_vectors(part + at, column_sums(this, inside), static(LAYERS[layer]))
             if layer > 0 and STOP < 0:
-                matrix = add_outer(matrix, to_dtype(hs[layer - 1], DTYPE), to_dtype(dz, DTYPE), PRECISION)
-                bias = add_column_sums(bias, dz)
-            out = out + ((matrix, bias, add_sums(grads[HIDDEN - 1 - layer][2], added, inside)),)
-        else:
-            out = out + (grads[HIDDEN - 1 - layer],)
-    if HIDDEN == 0:
-        dz = (tl.where((tl.arange(0, 16) == 0)[None, :], ds[:, None], 0.0),)
+                add_vectors(part + AT_LAYERS[layer][1], column_sums(dz, inside), static(LAYERS[layer]))
+                matrix = grads[HIDDEN - 1 - layer]
+                out = out + (add_outer(matrix, to_dtype(hs[layer - 1], DTYPE), to_dtype(dz, DTYPE), PRECISION),)
+    if STOP >= 0:
+        out = grads
     return dz, out
 
 
@@ -193,7 +202,7 @@ def backward_kernel(
     grad_term,  # [splits, Q, H1] fp32: dc
     grad_folded,  # outer: dA [last - first, H1, D] fp32
     grad_rows,  # per table [M, D_k], or none
-    parts,  # [programs, SIZE] fp32: gradients of weights, per program
+    parts,  # [programs, SIZE] fp32, zeros: gradients of weights, per program
     order, bounds,  # SHARED == "ordered": candidates by user [last - first]; program p takes bounds[p] .. bounds[p + 1]
     queries, first, last,
     splits,
@@ -221,11 +230,9 @@ def backward_kernel(
     d_product = ()
     if len(mlp[3]) > 0:
         d_key, d_product = zero_matrix(D_SPANS, static(LAYERS[0])), zero_matrix(D_SPANS, static(LAYERS[0]))
-    d_layers = zero_layers(LAYERS, HIDDEN, SUMS)
-    d_last = ()
+    d_layers = zero_layers(LAYERS, HIDDEN)
     d_bias = tl.zeros([], tl.float32)
-    if HIDDEN > 0:
-        d_last = zero_vectors(static(LAYERS[HIDDEN - 1]))
+    parts += tl.program_id(0).to(tl.int64) * SIZE
     begin, end, step = tl.program_id(0), tl.cdiv(last - first, GROUP) * splits, tl.num_programs(0)
     if SHARED == "ordered":
         begin = tl.load(bounds + tl.program_id(0)).to(tl.int32)
@@ -277,15 +284,12 @@ def backward_kernel(
                     w * (dw - repeat_vector(delta, LENGTH)), w, counts, residual, ends, GROUP, LENGTH
                 )
             ds = tl.where(counts, scale * dw, 0.0)
-            dz, d_layers = through_layers(ds, zs, hs, matrices, params, w_last, valid, d_layers, LAYERS, HIDDEN, STOP,
-                                          ROWS, DTYPE, PRECISION, ACTIVATION, FAST)  # fmt: skip
+            dz, d_layers = through_layers(
+                ds, zs, hs, params, matrices, mlp, zero, valid, d_layers, parts, LAYERS, WIDTHS, HIDDEN, STOP, SUMS,
+                AT, AT_LAYERS, ROWS, DTYPE, PRECISION, ACTIVATION, FAST,
+            )  # fmt: skip
             if STOP < 0:
                 d_bias += tl.sum(ds, 0)
-                if HIDDEN > 0:
-                    weighted = ()
-                    for o in tl.static_range(len(d_last)):
-                        weighted = weighted + (ds[:, None] * hs[HIDDEN - 1][o],)
-                    d_last = add_column_sums(d_last, weighted)
                 dc = add_row_groups(dc, dz, LENGTH)
                 dz = to_dtype(dz, DTYPE)
                 dk = multiply_transposed(dz, a, ROWS, D_SPANS, PRECISION)
@@ -335,28 +339,17 @@ def backward_kernel(
             at = tl.cast(split, tl.int64) * queries + candidate
             store_rows(grad_query, DIM, at, present, dq, D_SPANS)
             store_rows(grad_term, WIDTHS[0], at, present, dc, static(LAYERS[0]))
-    parts += tl.program_id(0).to(tl.int64) * SIZE
-    for layer in tl.static_range(HIDDEN):
-        if STOP < 0 or STOP == layer:
-            for j in tl.static_range(SUMS):
-                store_vectors(
-                    parts + AT_LAYERS[layer][2] + j * WIDTHS[layer],
-                    d_layers[HIDDEN - 1 - layer][2][j],
-                    static(LAYERS[layer]),
-                )
-        if layer > 0 and STOP < 0:
+    if STOP < 0:
+        for layer in tl.static_range(1, HIDDEN):
             store_matrix(
                 parts + AT_LAYERS[layer][0],
                 WIDTHS[layer - 1],
-                d_layers[HIDDEN - 1 - layer][0],
+                d_layers[HIDDEN - 1 - layer],
                 static(LAYERS[layer - 1]),
                 static(LAYERS[layer]),
             )
-            store_vectors(parts + AT_LAYERS[layer][1], d_layers[HIDDEN - 1 - layer][1], static(LAYERS[layer]))
-    if STOP < 0:
         if len(mlp[3]) > 0:
             store_matrix(parts + AT[0], DIM, d_key, D_SPANS, static(LAYERS[0]))
             store_matrix(parts + AT[1], DIM, d_product, D_SPANS, static(LAYERS[0]))
         if HIDDEN > 0:
-            store_vectors(parts + AT[2], d_last, static(LAYERS[HIDDEN - 1]))
             tl.store(parts + AT[3], d_bias)
