@@ -216,21 +216,17 @@ def page(rows: list[dict[str, Any]]) -> str:
         "write local memory, and how many of them run once a tile (the others once a candidate or program); "
         "shared memory and stack in bytes. fp32 under `highest` is computed on the ordinary units (matrix: none).\n",
     ]
+    columns = ("call", "kernel", "registers", "spills", "in tiles", "stack", "shared", "warps", "matrix")
     for chip in CHIPS:
         own = [row for row in rows if row["chip"] == chip]
         if own:
-            lines += [f"## {chip}\n", "| call | kernel | registers | spills | in tiles | stack | shared | warps | matrix |",
-                      "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-            lines += [
-                "| " + " | ".join(str(row[key]) for key in ("call", "kernel", "registers", "spills", "in tiles", "stack",
-                                                            "shared", "warps", "matrix")) + " |"
-                for row in own
-            ] + [""]  # fmt: skip
+            lines += [f"## {chip}\n", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+            lines += [f"| {' | '.join(str(row[key]) for key in columns)} |" for row in own] + [""]
     return "\n".join(lines)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Forward and backward of a few calls, one line each, chips side by side: registers, spills (in tiles), shared memory."""
+    """Forward and backward of a few calls, chips side by side: registers, spills (in tiles), shared memory."""
     named = list(dict.fromkeys(row["chip"] for row in rows))
     lines = [f"| kernel | {' | '.join(named)} |", "|---" * (len(named) + 1) + "|"]
     for call in MAIN:
