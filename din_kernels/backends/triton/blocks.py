@@ -106,12 +106,14 @@ def store_vectors(pointer, values, SPANS: tl.constexpr):
 
 @triton.jit
 def add_vectors(pointer, values, SPANS: tl.constexpr):
-    """Adds to what store_vectors would store. The thread that reads an entry is the one that writes it."""
+    """Adds to what store_vectors would store, a vector of this program alone.
+
+    Atomically, though nobody else adds: one thread adds to an entry, in the order of the program, so sums are the same
+    bits each time. A load and a store may be given layouts of their own, and one thread then reads what another wrote.
+    """
     for o in tl.static_range(len(SPANS) // 3):
         column = tl.arange(0, SPANS[3 * o + 1])
-        inside = column < SPANS[3 * o + 2]
-        at = pointer + SPANS[3 * o] + column
-        tl.store(at, tl.load(at, mask=inside, other=0.0) + values[o], mask=inside)
+        tl.atomic_add(pointer + SPANS[3 * o] + column, values[o], mask=column < SPANS[3 * o + 2], sem="relaxed")
 
 
 @triton.jit
