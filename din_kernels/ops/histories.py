@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,15 @@ from din_kernels.jagged import Jagged, Padded
 AUTOCAST_DEVICES = frozenset(
     each for each in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(each)
 )
+
+
+def without_autocast(tensor: torch.Tensor):
+    """Context for kernels that compute in dtypes of their own: autocast reaches into an op's implementation, and into a
+    backward called under it, where it would lower our own products."""
+    device = tensor.device.type
+    if device not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 class Source(NamedTuple):

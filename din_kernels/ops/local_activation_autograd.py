@@ -7,6 +7,7 @@ import functools
 import torch
 
 from din_kernels import backends, checks
+from din_kernels.ops.histories import without_autocast
 from din_kernels.ops.schemas import library
 
 
@@ -63,15 +64,17 @@ def _forward(query_tables, query_ids, row_tables, row_ids, begin, length, row_in
     _check_values(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, query_to_user, pair_begin,
                   total_pairs)  # fmt: skip
     *options, backend = options
-    return backends.module(backend, "local_activation").forward(
-        query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, pair_begin,
-        total_pairs, *options,
-    )  # fmt: skip
+    with without_autocast(begin):
+        return backends.module(backend, "local_activation").forward(
+            query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, pair_begin,
+            total_pairs, *options,
+        )  # fmt: skip
 
 
-def _backward(*arguments):
+def _backward(grad_pooled, *arguments):
     *arguments, backend = arguments
-    return backends.module(backend, "local_activation").backward(*arguments)
+    with without_autocast(grad_pooled):
+        return backends.module(backend, "local_activation").backward(grad_pooled, *arguments)
 
 
 def _forward_fake(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user,
