@@ -7,13 +7,13 @@ import torch
 import din_kernels as dk
 
 
-def problem(users=64, dim=64, dtype=torch.float32, activation="sigmoid", device="cuda"):
+def problem(users=64, dim=64, dtype=torch.float32, device="cuda", **options):
     """A unit, candidates and a packed history of lengths 0 .. 199 on `device`."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(0, 200, (users,), generator=generator)
     values = torch.randn(int(lengths.sum()), dim, generator=generator).to(device, dtype).requires_grad_()
     query = torch.randn(users, dim, generator=generator).to(device, dtype).requires_grad_()
-    unit = dk.nn.LocalActivationUnit(dim, activation=activation).to(device, dtype)
+    unit = dk.nn.LocalActivationUnit(dim, **options).to(device, dtype)
     return unit, query, dk.Jagged(values, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device))
 
 

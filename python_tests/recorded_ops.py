@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def ops_called(run: Callable[[], Any]) -> dict:
@@ -18,6 +19,22 @@ def ops_called(run: Callable[[], Any]) -> dict:
             if function.namespace == "din_kernels":
                 seen[function] = args
             return function(*args, **(kwargs or {}))
+
+    with Record():
+        run()
+    return seen
+
+
+def results_of_ops(run: Callable[[], Any]) -> list[tuple[str, list[torch.Tensor]]]:
+    """(name, tensors that it returned) of every call of an op of ours in `run`."""
+    seen = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if function.namespace == "din_kernels":
+                seen.append((function.name(), tree_leaves(result)))
+            return result
 
     with Record():
         run()

@@ -148,15 +148,17 @@ def forward(
 
 
 class Parts:
-    """Where a program's part of the weight gradients holds what; `parts` [programs, size] fp32."""
+    """Where a program's part of the weight gradients holds what; `parts` [programs, size] fp32. Everything begins at a
+    multiple of 16 bytes, so that it is stored four at a time."""
 
     def __init__(self, call: Call, sums: int):
         dim, widths, hidden = call.constants["DIM"], call.constants["WIDTHS"], len(call.params)
         self.size = 0
 
         def take(count):
-            self.size += count
-            return self.size - count
+            start = self.size
+            self.size += triton.cdiv(count, 4) * 4
+            return start
 
         first = 0 if call.features == "outer" else widths[0] * dim
         self.first = (take(first), take(first), take(widths[-1]), take(1))
@@ -271,7 +273,8 @@ class _FirstLayerOfOuter:
 
 def _gradients(call: Call, at: Parts, parts, grad_query, grad_term, first, params, sums, dice_training, grad_rows,
                need_query):  # fmt: skip
-    """The op's outputs from what the kernels left, in the dtypes of the inputs."""
+    """The op's outputs from what the kernels left, in the dtypes of the inputs; each a tensor of its own, since
+    torch.compile takes them to share no memory and to begin at multiples of 16 bytes."""
     dim, widths, hidden = call.constants["DIM"], call.constants["WIDTHS"], len(call.params)
 
     def part(start, *sizes):
@@ -303,10 +306,9 @@ def _gradients(call: Call, at: Parts, parts, grad_query, grad_term, first, param
     return (
         [g.to(call.dtype).contiguous() if need_query else g.new_empty(0, dtype=call.dtype) for g in by_table],
         [g.to(call.dtype) for g in grad_rows],
-        [g.to(weight.dtype) for g, weight in zip(grad_weights, call.weights, strict=True)],
-        [g.to(bias.dtype) for g, bias in zip(grad_biases, call.biases, strict=True)],
-        [g.to(p.dtype) for g, p in zip(grad_params, params, strict=True)],
-    )
+        *([g.to(own.dtype, copy=True) for g, own in zip(grads, group, strict=True)]
+          for grads, group in ((grad_weights, call.weights), (grad_biases, call.biases), (grad_params, params))),
+    )  # fmt: skip
 
 
 def _param_gradients(call: Call, layer: int, sums: torch.Tensor, dice_training: bool) -> list[torch.Tensor]:
