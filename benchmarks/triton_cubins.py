@@ -2,7 +2,7 @@
 
 Calls the backend's functions on small CPU tensors whose sizes take the same path; a launch compiles the kernel for the
 chip, with the stored configuration, and runs nothing. Writes docs/results/triton_cubins.md. Exit status 1 where a
-forward kernel spills.
+forward kernel spills, or a kernel takes more shared memory than the chip has or than tiles were chosen by.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from din_kernels.backends.triton import chips, dice, local_activation, mba_penalty, sparse_update
+from din_kernels.backends.triton import local_activation_memory as memory
 from din_kernels.ops.local_activation import feature_width
 from din_kernels.ops.sparse_update import RULES, Hyper
 
-CHIPS = {"sm_80": (80, 108), "sm_90": (90, 132), "sm_100": (100, 148)}  # compute capability, multiprocessors
+# Compute capability, multiprocessors, bytes of shared memory that a program may have.
+CHIPS = {
+    "sm_80": (80, 108, 166912), "sm_89": (89, 128, 101376), "sm_90": (90, 132, 232448), "sm_100": (100, 148, 232448),
+}  # fmt: skip
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, SUMMARY = DOCS / "results" / "triton_cubins.md", DOCS / "performance.md"
 MARKED = re.compile(
@@ -70,6 +74,7 @@ UNITS = {
     "industrial": Unit(25, dim=36, hidden=(36,), activation="prelu"),
     "long": Unit(10_000, dim=64, users=4),
     "serving, bf16": Unit(100, torch.bfloat16, users=1, candidates=500),
+    "wide": Unit(100, torch.bfloat16, dim=64, hidden=(200, 80)),
 }
 
 
@@ -89,26 +94,37 @@ class Offline:
         return 0
 
 
-def compiled(chip: str, call: Callable[[], Any]) -> list[tuple[str, Any]]:
-    """(name, kernel) of every launch of `call`, compiled for the chip, each once."""
-    capability, multiprocessors = CHIPS[chip]
-    found: dict[Any, tuple[str, Any]] = {}
+def bound_of(launch: dict[str, Any], args: tuple, backward: bool) -> int:
+    """Bytes of shared memory that a launch of the unit was taken to need at most."""
+    shape = memory.Shape(
+        *(launch[name] for name in ("FOLD", "GROUP", "LENGTH", "num_stages", "num_warps", "PRECISION"))
+    )
+    columns, itemsize = sum(launch["D_SPANS"][1::3]), args[0][2][0].element_size()
+    return memory.bound(columns, launch["WIDTHS"], itemsize, backward, shape)
+
+
+def compiled(chip: str, call: Callable[[], Any]) -> list[tuple[str, Any, int | None]]:
+    """(name, kernel, bound of its shared memory where it has one) of every launch of `call`, each once."""
+    capability, *properties = CHIPS[chip]
+    found: dict[Any, tuple[str, Any, int | None]] = {}
     run = JITFunction.run
 
     def compile_only(self, *args, **kwargs):
         kernel = run(self, *args, **kwargs | {"warmup": True})
-        found[kernel.hash] = (self.fn.__name__, kernel)
+        name = self.fn.__name__
+        found[kernel.hash] = name, kernel, bound_of(kwargs, args, "backward" in name) if "GROUP" in kwargs else None
         return kernel
 
-    originals = chips.chip, chips.multiprocessors
-    chips.chip, chips.multiprocessors = (lambda device: chip), (lambda device: multiprocessors)
+    originals = chips.chip, chips.multiprocessors, chips.shared_memory
+    chips.chip, chips.multiprocessors, chips.shared_memory = (lambda device, value=value: value
+                                                              for value in (chip, *properties))  # fmt: skip
     JITFunction.run = compile_only
     driver.set_active(Offline(capability))
     try:
         call()
     finally:
         JITFunction.run = run
-        chips.chip, chips.multiprocessors = originals
+        chips.chip, chips.multiprocessors, chips.shared_memory = originals
     return list(found.values())
 
 
@@ -251,28 +267,31 @@ def main() -> int:
     options = parser.parse_args()
     calls = {name: unit_call(shape, not options.forward) for name, shape in UNITS.items()}
     calls |= sparse_calls() | {"dice": dice_call}
-    rows, spilling = [], []
+    rows, wrong = [], []
     for chip in options.chips:
         seen = set()
         for name in options.calls or calls:
             begin = time.perf_counter()
-            for kernel_name, kernel in compiled(chip, calls[name]):
+            for kernel_name, kernel, bound in compiled(chip, calls[name]):
                 if kernel.hash in seen:
                     continue
                 seen.add(kernel.hash)
                 row = {"chip": chip, "call": name, "kernel": kernel_name} | facts(kernel)
                 rows.append(row)
                 if row["spills"] and "backward" not in kernel_name:
-                    spilling.append(f"{chip}, {name}: {kernel_name} has {row['spills']} spills")
+                    wrong.append(f"{chip}, {name}: {kernel_name} has {row['spills']} spills")
+                most = min(CHIPS[chip][2], bound or CHIPS[chip][2])
+                if row["shared"] > most:
+                    wrong.append(f"{chip}, {name}: {kernel_name} takes {row['shared']} bytes of {most}")
                 print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             print(f"{chip} {name}: {time.perf_counter() - begin:.1f} s", flush=True)
     if options.calls is None and not options.forward:
         PAGE.parent.mkdir(parents=True, exist_ok=True)
         PAGE.write_text(page(rows))
         SUMMARY.write_text(MARKED.sub(lambda match: match[1] + summary(rows) + match[2], SUMMARY.read_text()))
-    for line in spilling:
+    for line in wrong:
         print(line, file=sys.stderr)
-    return 1 if spilling else 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

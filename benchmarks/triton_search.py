@@ -55,11 +55,13 @@ def configured(chip: str, size: str, **own: Any) -> Iterator[None]:
     table = chips.stored("local_activation")
     kept = json.dumps(table)
     table.setdefault(chip, {}).setdefault(size, {}).update(own)
+    chips.configuration.cache_clear()
     try:
         yield
     finally:
         table.clear()
         table.update(json.loads(kept))
+        chips.configuration.cache_clear()
 
 
 def call_of(inputs: Inputs, backward: bool) -> Callable[[], Any]:

@@ -113,7 +113,8 @@ def test_a_forced_backend_that_cannot_serve_says_why_and_never_falls_back(name, 
         pytest.skip(f"{name} serves here")
     default = {"features": "concat", "activation": "sigmoid", "normalize": "none",
                "dice_training": False, "query_to_user": False, "gather": False, "stats": "valid",
-               "layout": "packed"}  # fmt: skip
+               "layout": "packed", "query_widths": (8,), "row_widths": (8,), "hidden": (4,),
+               "backward": True}  # fmt: skip
     request = Request("local_activation", **({"device": "cpu", "dtype": torch.float32, "options": default} | options))
     with (
         dk.use_backend(name),

@@ -36,19 +36,51 @@ def test_triton_serves_real_programs_in_the_interpreter():
     assert done.returncode == 0 and re.search(r"\b10 passed", done.stdout), done.stdout[-5000:]
 
 
-MATRIX = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
+MATRIX = {"sm_80": "mma", "sm_89": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
 
 
 @pytest.mark.parametrize("chip", MATRIX)
-def test_forward_kernels_compile_without_a_gpu_and_spill_nothing(chip):
-    small = ["dice", "mba_penalty", "sparse_update, rowwise_adagrad"] if chip == "sm_90" else []
+def test_forward_kernels_compile_without_a_gpu_spill_nothing_and_keep_to_the_shared_memory_they_were_taken_to_need(
+    chip,
+):
+    also = {"sm_89": ["wide"], "sm_90": ["dice", "mba_penalty", "sparse_update, rowwise_adagrad"]}.get(chip, [])
     done = run(
-        "-W", "ignore", "benchmarks/triton_cubins.py", "--forward", "--chips", chip, "--calls", "gpu_train", *small
+        "-W", "ignore", "benchmarks/triton_cubins.py", "--forward", "--chips", chip, "--calls", "gpu_train", *also
     )
     assert done.returncode == 0, done.stderr[-3000:]
     forward = next(line for line in done.stdout.splitlines() if "forward_kernel" in line)
     assert MATRIX[chip] in forward and "tanh.approx" in forward and "spills 0" in forward
-    assert all(name.split(",")[0] in done.stdout for name in small)
+    assert all(name.split(",")[0] in done.stdout for name in also)
+
+
+# (columns, hidden widths, bytes per number) of house units, and what a program may have on sm_75, sm_89, sm_80, sm_90.
+HOUSE = [(128, (80, 40), 2), (128, (80, 40), 4), (48, (36,), 4), (64, (80, 40), 4), (64, (200, 80), 2)]
+
+
+@pytest.mark.parametrize("limit", [65536, 101376, 166912, 232448])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("columns", "widths", "itemsize"), HOUSE)
+def test_tiles_fit_a_chip_or_the_unit_is_refused_by_name(columns, widths, itemsize, backward, limit):
+    from din_kernels.backends.triton.local_activation_memory import Shape, bound, fitting, refuses
+
+    folded, grouped = Shape(True, 1, 64, 2, 4, "tf32"), Shape(False, 4, 16, 2, 4, "tf32")
+    for wanted in (folded, grouped):
+        found = fitting(columns, widths, itemsize, backward, wanted, folded, limit)
+        fits = bound(columns, widths, itemsize, backward, found) <= limit
+        reason = refuses(columns, columns, widths, itemsize, backward, limit)
+        assert fits or re.search(rf"D = {columns} and H = .* bytes of shared memory, of which", reason)
+        assert found.group * found.length >= 16
+
+
+def test_tiles_become_shorter_then_one_stage_then_folded_then_ieee():
+    from din_kernels.backends.triton.local_activation_memory import Shape, smaller
+
+    folded, grouped = Shape(True, 1, 32, 2, 4, "tf32"), Shape(False, 4, 8, 2, 4, "tf32")
+    found = [(each.folded, each.length, each.num_stages, each.precision) for each in smaller(grouped, folded, 4)]
+    assert found == [
+        (False, 8, 2, "tf32"), (False, 4, 2, "tf32"), (False, 4, 1, "tf32"),
+        (True, 32, 2, "tf32"), (True, 16, 2, "tf32"), (True, 16, 1, "tf32"), (True, 16, 1, "ieee"),
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

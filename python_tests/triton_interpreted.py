@@ -221,6 +221,30 @@ def test_float64_is_refused_with_a_reason():
         list(deviations(case, "triton", torch.float64))
 
 
+def test_tiles_shrink_to_a_chips_shared_memory_and_a_unit_too_wide_for_the_least_is_refused(monkeypatch):
+    sizes, seen = SHAPES["grouped"] | {"dim": 64, "hidden": (80, 40)}, []
+    case = make_case("concat", "sigmoid", "none", "packed", **sizes)
+    monkeypatch.setattr(local_activation, "tiles", lambda *a, **k: seen.append(tiles(*a, **k)) or seen[-1])
+    for limit, folded in ((232_448, False), (60_000, True)):
+        monkeypatch.setattr(chips, "shared_memory", lambda device, limit=limit: limit)
+        holds(case, torch.float32)
+        assert [each.constants["FOLD"] for each in seen[-2:]] == [folded, folded]
+    monkeypatch.setattr(chips, "shared_memory", lambda device: 50_000)
+    with pytest.raises(dk.BackendError, match=r"D = 64 and H = \(80, 40\) take up to .* the chip has 50,000"):
+        list(deviations(case, "triton", torch.float32))
+
+
+def test_without_gradients_a_unit_whose_backward_alone_is_too_wide_is_served(monkeypatch):
+    monkeypatch.setattr(chips, "shared_memory", lambda device: 40_000)
+    unit, rows = dk.nn.LocalActivationUnit(16, (80, 80)).bfloat16(), torch.randn(4, 16, dtype=torch.bfloat16)
+    history = dk.Jagged(rows, torch.tensor([0, 1, 4]))
+    with dk.use_backend("triton"):
+        with pytest.raises(dk.BackendError, match="shared memory"):
+            unit(rows[:2], history)
+        with torch.no_grad():
+            assert unit(rows[:2], history).isfinite().all()
+
+
 def test_matrix_precision_is_that_of_torch():
     before = torch.get_float32_matmul_precision()
     found = []

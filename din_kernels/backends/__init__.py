@@ -168,7 +168,8 @@ def capabilities(device: str = "cpu") -> list[tuple[str, str, str, str]]:
 
     default = {"features": "concat", "activation": "sigmoid", "normalize": "none",
                "dice_training": False, "query_to_user": False, "gather": False, "stats": "valid",
-               "layout": "packed"}  # fmt: skip
+               "layout": "packed", "query_widths": (64,), "row_widths": (64,), "hidden": (80, 40),
+               "backward": True}  # fmt: skip
     known = {
         "features": ("concat", "product", "outer"),
         "activation": ("sigmoid", "relu", "prelu", "tanh", "identity", "dice"),

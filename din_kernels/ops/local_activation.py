@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,15 @@ from din_kernels import backends, checks
 from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged, Padded
-from din_kernels.ops.histories import check_rows, in_autocast_dtype, pair_layout, rows_of, source_of, weights_in_layout
+from din_kernels.ops.histories import (
+    Source,
+    check_rows,
+    in_autocast_dtype,
+    pair_layout,
+    rows_of,
+    source_of,
+    weights_in_layout,
+)
 from din_kernels.ops.local_activation_autograd import arithmetic_dtype, rows_in
 
 FEATURES = ("concat", "product", "outer")
@@ -90,6 +99,16 @@ def _dice_training(activation: str, params: list[dict]) -> bool | str:
     return "some" if len(training) == 2 else training == {True}
 
 
+def _sizes(query: Source, rows: Source, weights) -> dict[str, tuple[int, ...]]:
+    """Widths for a Request; while tracing, index() makes numbers of symbols."""
+
+    def numbers(tensors, axis):
+        return tuple(operator.index(tensor.shape[axis]) for tensor in tensors)
+
+    return {"query_widths": numbers(query.tables, 1), "row_widths": numbers(rows.tables, 1),
+            "hidden": numbers(weights[:-1], 0)}  # fmt: skip
+
+
 def attend(
     query, history, weights, biases, *, features="concat", activation="sigmoid", activation_params=None,
     normalize="none", scale=1.0, query_to_user=None, return_weights=False, total_pairs=None, stats="valid",
@@ -121,6 +140,7 @@ def attend(
         "dice_training": dice_training, "query_to_user": query_to_user is not None,
         "gather": len(source.ids) + len(layout.source.ids) > 0, "stats": stats,
         "layout": "packed" if layout.width is None else "padded" if layout.row_index is None else "masked",
+        **_sizes(source, layout.source, weights), "backward": torch.is_grad_enabled(),
     })  # fmt: skip
     backend = backends.select(request)
     if backend == "reference":

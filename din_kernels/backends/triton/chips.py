@@ -29,15 +29,25 @@ def chip(device: torch.device) -> str:
 
 
 @functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program may have. Interpreted, as on an H100; on AMD, whose compiler keeps other
+    things there than local_activation_memory.py knows of, no limit."""
+    if torch.version.hip:
+        return 2**31
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 232448
+
+
+@functools.cache
 def stored(op: str) -> dict[str, dict[str, Any]]:
     """Configurations of an op by chip."""
     return json.loads((files(__package__) / "configs" / f"{op}.json").read_text())
 
 
-def configuration(op: str, device: torch.device) -> dict[str, Any]:
-    """The op's configuration on this device's chip: what is stored for it over the default."""
-    table = stored(op)
-    return _over(table["default"], table.get(chip(device), {}))
+@functools.cache
+def configuration(op: str, chip: str) -> dict[str, Any]:
+    """The op's configuration on a chip: what is stored for it over the default."""
+    default, own = stored(op)["default"], stored(op).get(chip)
+    return default if chip == "default" or own is None else _over(default, own)
 
 
 def _over(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

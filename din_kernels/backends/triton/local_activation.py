@@ -6,7 +6,7 @@ import torch
 import triton
 
 from din_kernels.backends import Request
-from din_kernels.backends.triton import on_device_of, refuses_tensors
+from din_kernels.backends.triton import chips, on_device_of, refuses_tensors
 from din_kernels.backends.triton.local_activation_backward import backward_kernel
 from din_kernels.backends.triton.local_activation_forward import (
     combine_kernel,
@@ -15,12 +15,14 @@ from din_kernels.backends.triton.local_activation_forward import (
     statistics_kernel,
     term_kernel,
 )
+from din_kernels.backends.triton.local_activation_memory import TERM_ROWS
 from din_kernels.backends.triton.local_activation_plan import (
     CHUNK_BYTES,
     Call,
     Tiles,
     inverse_deviation,
     make_call,
+    refuses_sizes,
     tiles,
 )
 
@@ -30,18 +32,18 @@ def refuses(request: Request) -> str | None:
     options = request.options
     if options["dice_training"] == "some":
         return "either all or none of the Dice layers must take batch statistics, got some"
-    return refuses_tensors(request)
+    sizes = (options[name] for name in ("query_widths", "row_widths", "hidden"))
+    return refuses_tensors(request) or refuses_sizes(*sizes, request.dtype, request.device, options["backward"])
 
 
 def _query_term(call: Call) -> torch.Tensor:
     """c [Q, H1] fp32."""
     shared = call.constants
     term = torch.empty(call.queries, shared["WIDTHS"][0], dtype=torch.float32, device=call.device)
-    block = 32
-    term_kernel[(triton.cdiv(call.queries, block),)](
-        call.source[0], call.source[1], call.through_query, call.biases[0], term, call.queries, BLOCK=block,
-        D_SPANS=shared["D_SPANS"], SOURCES=shared["Q_SOURCES"], SPANS=shared["LAYERS"][0],
-        WIDTH=shared["WIDTHS"][0], STRIDE=call.through_query.stride(0), PRECISION=shared["PRECISION"], num_warps=8,
+    term_kernel[(triton.cdiv(call.queries, TERM_ROWS),)](
+        call.source[0], call.source[1], call.through_query, call.biases[0], term, call.queries, BLOCK=TERM_ROWS,
+        D_SPANS=shared["D_SPANS"], SOURCES=shared["Q_SOURCES"], SPANS=shared["LAYERS"][0], WIDTH=shared["WIDTHS"][0],
+        STRIDE=call.through_query.stride(0), PRECISION=chips.dot_precision(call.dtype), num_warps=8,
     )  # fmt: skip
     return term
 

@@ -8,8 +8,8 @@ import triton.language as tl
 from din_kernels.backends.triton.blocks import (
     add_column_sums,
     add_row_groups,
-    load_matrix,
-    multiply_add,
+    dot,
+    load_block,
     narrow,
     select_rows,
     static,
@@ -52,8 +52,11 @@ def term_kernel(
     for o in tl.static_range(len(SPANS) // 3):
         column = tl.arange(0, SPANS[3 * o + 1])
         start = tl.load(bias + SPANS[3 * o] + column, mask=column < SPANS[3 * o + 2], other=0.0).to(tl.float32)
-        total = total + (tl.broadcast_to(start[None, :], [BLOCK, tl.constexpr(SPANS[3 * o + 1])]),)
-    total = multiply_add(total, q, load_matrix(weight, STRIDE, D_SPANS, SPANS, DTYPE), PRECISION)
+        sums = tl.broadcast_to(start[None, :], [BLOCK, tl.constexpr(SPANS[3 * o + 1])])
+        # Block by block: the whole of the weight, in fp32 at D = 256, is more than a chip's 99 KB of shared memory.
+        for i in tl.static_range(len(q)):
+            sums = dot(q[i], narrow(load_block(weight, STRIDE, 0, D_SPANS, i, SPANS, o), DTYPE), sums, PRECISION)
+        total = total + (sums,)
     store_rows(term, WIDTH, row, row < queries, total, SPANS)
 
 

@@ -10,6 +10,7 @@ import triton
 
 from din_kernels.backends.triton import chips
 from din_kernels.backends.triton.blocks import LEAST, flat, spans
+from din_kernels.backends.triton.local_activation_memory import Shape, fitting, refuses
 
 CHUNK_BYTES = 64 * 2**20  # of outer's A [chunk, H1, D]
 STEPS_PER_PART = 4  # a history is split among programs into parts of at least so many tiles
@@ -77,7 +78,7 @@ def make_call(query_tables, query_ids, row_tables, row_ids, begin, length, row_i
         "LAYERS": tuple(flat(spans(width)) for width in widths), "WIDTHS": widths,
         "STEPS": tuple(tuple(int(p.numel() > 1) for p in layer) for layer in by_layer),
         "STRIDES": tuple(weight.stride(0) for weight in first), "ACTIVATION": activation,
-        "PRECISION": chips.dot_precision(dtype), "FAST": chips.fast_tanh(device, dtype),
+        "FAST": chips.fast_tanh(device, dtype),
     }  # fmt: skip
     return Call(
         tuple(map(tuple, groups)),
@@ -92,7 +93,7 @@ def make_call(query_tables, query_ids, row_tables, row_ids, begin, length, row_i
 class Tiles(NamedTuple):
     """Shape of a launch."""
 
-    constants: dict[str, Any]  # GROUP, LENGTH, FOLD and the compiler's options
+    constants: dict[str, Any]  # GROUP, LENGTH, FOLD, PRECISION and the compiler's options
     programs: int
     splits: int  # programs that share one history
 
@@ -101,22 +102,42 @@ def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Til
     """Folded from an average history of `fold_from` behaviours on (M / U, which no wait for the GPU reads), for
     outer, which has no other form, and where tiles must hold a single candidate; grouped below. In fp32 always folded:
     Wk' and Wp as they are take 130 KB of shared memory and more registers than there are, A_i half of it. Histories are
-    split where the candidates alone leave programs idle. An activation may have a shape of its own.
+    split where the candidates alone leave programs idle. An activation may have a shape of its own. What does not fit
+    into the chip's shared memory is made smaller, see local_activation_memory.py.
     """
-    config = chips.configuration("local_activation", call.device)
-    average = call.rows // max(call.users, 1)
-    shapes = config["16 bit" if call.dtype.itemsize == 2 else "32 bit"]
+    config = chips.configuration("local_activation", chips.chip(call.device))
+    average, itemsize = call.rows // max(call.users, 1), call.dtype.itemsize
+    shapes = config["16 bit" if itemsize == 2 else "32 bit"]
     folded = single or call.features == "outer" or average >= shapes["fold_from"]
-    path = ("folded" if folded else "grouped") + direction
-    shape = dict(shapes.get(f"{path}, {call.constants['ACTIVATION']}", shapes[path]))
-    group, length = shape.pop("group"), shape.pop("length")
-    # Wide rows: as many elements in a tile as at D = 128.
-    while call.constants["DIM"] * length > 128 * shapes["folded"]["length"] and length * group > LEAST:
-        length //= 2
-    work = triton.cdiv(max(call.queries, 1), group)
+    dim, widths, activation = (call.constants[name] for name in ("DIM", "WIDTHS", "ACTIVATION"))
+
+    def configured(path: str) -> Shape:
+        own = shapes.get(f"{path}{direction}, {activation}", shapes[path + direction])
+        length = own["length"]
+        # Wide rows: as many elements in a tile as at D = 128.
+        while dim * length > 128 * shapes["folded"]["length"] and length * own["group"] > LEAST:
+            length //= 2
+        precision = chips.dot_precision(call.dtype)
+        return Shape(path == "folded", own["group"], length, own["num_stages"], own["num_warps"], precision)
+
+    columns, limit = sum(call.constants["D_SPANS"][1::3]), chips.shared_memory(call.device)
+    shape = fitting(columns, widths, itemsize, direction == "_backward", configured("folded" if folded else "grouped"),
+                    configured("folded"), limit)  # fmt: skip
+    work = triton.cdiv(max(call.queries, 1), shape.group)
     most = chips.multiprocessors(call.device) * config["programs_per_multiprocessor"]
     parts = 1
     if splits and work < most:
-        parts = max(1, min(most // work, average // (STEPS_PER_PART * length)))
-    constants = {"GROUP": group, "LENGTH": length, "FOLD": folded} | shape | chips.compiler_options()
+        parts = max(1, min(most // work, average // (STEPS_PER_PART * shape.length)))
+    constants = {
+        "GROUP": shape.group, "LENGTH": shape.length, "FOLD": shape.folded, "PRECISION": shape.precision,
+        "num_stages": shape.num_stages, "num_warps": shape.num_warps, **chips.compiler_options(),
+    }  # fmt: skip
     return Tiles(constants, min(work * parts, most), parts)
+
+
+def refuses_sizes(query_widths, row_widths, hidden, dtype: torch.dtype, device: str, backward: bool) -> str | None:
+    """Why no kernel takes rows of tables of these widths and hidden layers of `hidden`, or None."""
+    d_spans, _, _ = _sources(query_widths, row_widths)
+    limit = chips.shared_memory(torch.device(device))
+    return refuses(sum(row_widths), sum(width for _, width, _ in d_spans), hidden or (1,), dtype.itemsize, backward,
+                   limit)  # fmt: skip
