@@ -8,19 +8,21 @@ forward kernel spills, or a kernel takes more shared memory than the chip has or
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ["TRITON_INTERPRET"] = "0"
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -103,29 +105,56 @@ def bound_of(launch: dict[str, Any], args: tuple, backward: bool) -> int:
     return memory.bound(columns, launch["WIDTHS"], itemsize, backward, shape)
 
 
-def compiled(chip: str, call: Callable[[], Any]) -> list[tuple[str, Any, int | None]]:
-    """(name, kernel, bound of its shared memory where it has one) of every launch of `call`, each once."""
+@contextlib.contextmanager
+def offline(chip: str, launch: Callable[..., Any]) -> Iterator[None]:
+    """Within, launch(run, kernel, args, options) takes the place of every launch, as for the chip."""
     capability, *properties = CHIPS[chip]
-    found: dict[Any, tuple[str, Any, int | None]] = {}
     run = JITFunction.run
-
-    def compile_only(self, *args, **kwargs):
-        kernel = run(self, *args, **kwargs | {"warmup": True})
-        name = self.fn.__name__
-        found[kernel.hash] = name, kernel, bound_of(kwargs, args, "backward" in name) if "GROUP" in kwargs else None
-        return kernel
-
     originals = chips.chip, chips.multiprocessors, chips.shared_memory
     chips.chip, chips.multiprocessors, chips.shared_memory = (lambda device, value=value: value
                                                               for value in (chip, *properties))  # fmt: skip
-    JITFunction.run = compile_only
+    JITFunction.run = lambda kernel, *args, **options: launch(run, kernel, args, options | {"warmup": True})
     driver.set_active(Offline(capability))
     try:
-        call()
+        yield
     finally:
         JITFunction.run = run
         chips.chip, chips.multiprocessors, chips.shared_memory = originals
+
+
+def compiled(chip: str, call: Callable[[], Any]) -> list[tuple[str, Any, int | None]]:
+    """(name, kernel, bound of its shared memory where it has one) of every launch of `call`, each once."""
+    found: dict[Any, tuple[str, Any, int | None]] = {}
+
+    def launch(run, kernel, args, options):
+        made, name = run(kernel, *args, **options), kernel.fn.__name__
+        bound = bound_of(options, args, "backward" in name) if "GROUP" in options else None
+        found[made.hash] = name, made, bound
+
+    with offline(chip, launch):
+        call()
     return list(found.values())
+
+
+def specialized(chip: str, call: Callable[[], Any]) -> list[str]:
+    """What `call` would compile on the chip if nothing had been: names and all that kernels are kept by."""
+    found = []
+
+    def launch(run, kernel, args, options):
+        kernel.device_caches.clear()
+        return run(kernel, *args, **options)
+
+    def hook(*, key, fn, **_):
+        found.append(f"{fn.name} {key}")
+        return True  # compiles nothing
+
+    before, knobs.runtime.jit_cache_hook = knobs.runtime.jit_cache_hook, hook
+    try:
+        with offline(chip, launch):
+            call()
+    finally:
+        knobs.runtime.jit_cache_hook = before
+    return found
 
 
 def unit_call(shape: Unit, backward: bool = True) -> Callable[[], Any]:
@@ -160,9 +189,9 @@ def unit_call(shape: Unit, backward: bool = True) -> Callable[[], Any]:
     return call
 
 
-def sparse_calls() -> dict[str, Callable[[], Any]]:
+def sparse_calls(entries: int = 512) -> dict[str, Callable[[], Any]]:
     """The sparse ops at D = 64, in fp32."""
-    weight, ids, grads = torch.zeros(1024, 64), torch.arange(512), torch.zeros(512, 64)
+    weight, ids, grads = torch.zeros(1024, 64), torch.arange(entries), torch.zeros(entries, 64)
     counts = torch.ones(1024, dtype=torch.int64)
 
     def update(rule):
@@ -173,14 +202,14 @@ def sparse_calls() -> dict[str, Callable[[], Any]]:
     def penalty():
         value, unique, count = mba_penalty.forward(weight, ids, counts, 0.01, 0)
         for sparse in (True, False):
-            mba_penalty.backward(value, weight, unique, count, counts, 0.01, 512, sparse)
+            mba_penalty.backward(value, weight, unique, count, counts, 0.01, entries, sparse)
 
     return {f"sparse_update, {rule}": update(rule) for rule in RULES} | {"mba_penalty": penalty}
 
 
-def dice_call() -> Any:
-    """Dice in training over [4096, 200] bf16, forward and backward."""
-    x, alpha = torch.zeros(4096, 200, dtype=torch.bfloat16), torch.zeros(200)
+def dice_call(rows: int = 4096) -> Any:
+    """Dice in training over [rows, 200] bf16, forward and backward."""
+    x, alpha = torch.zeros(rows, 200, dtype=torch.bfloat16), torch.zeros(200)
     y, mean, var, _ = dice.forward(x, alpha, None, None, None, None, None, True, 1e-8)
     return dice.backward(y, x, alpha, None, None, mean, var, None, True, 1e-8)
 

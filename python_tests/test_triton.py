@@ -83,6 +83,32 @@ def test_tiles_become_shorter_then_one_stage_then_folded_then_ieee():
     ]  # fmt: skip
 
 
+SIZES = """
+import sys, torch
+sys.path.insert(0, "benchmarks")
+from triton_cubins import UNITS, dice_call, sparse_calls, specialized, unit_call
+
+def kernels(size):
+    calls = {"dice": lambda: dice_call(size), **sparse_calls(size)}
+    for unit in UNITS.values():
+        smaller = unit._replace(users=size, candidates=min(unit.candidates, 2), length=min(unit.length, 600))
+        calls[unit] = unit_call(smaller)
+    return {name: set(specialized("sm_90", call)) for name, call in calls.items()}
+
+first = kernels(32)
+assert all(first.values())
+for size in (33, 1):
+    for name, found in kernels(size).items():
+        assert found == first[name], (name, found ^ first[name])
+print("same")
+"""
+
+
+def test_batches_of_any_size_take_the_same_kernels():
+    done = run("-W", "ignore", "-c", SIZES)
+    assert done.stdout == "same\n", done.stderr[-3000:]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_the_backend_says_why_it_cannot_serve():
     assert "TRITON_INTERPRET=1" in backends.unavailable("triton")

@@ -1,4 +1,9 @@
-"""Triton kernels for GPU tensors, and under TRITON_INTERPRET=1 for CPU tensors; here a tensor becomes a pointer."""
+"""Triton kernels for GPU tensors, and under TRITON_INTERPRET=1 for CPU tensors; here a tensor becomes a pointer.
+
+Triton compiles a kernel anew where an integer is 1 or a multiple of 16 and was not before, and where a pointer is no
+multiple of 16 bytes and was: seconds, in the last batch of an epoch. So every number that changes from batch to batch
+is in do_not_specialize, and what changes its size has memory of its own.
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def load_tile(
     return value, at, valid, (row < rows)[:, None] & within
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def statistics_kernel(
     x, mask,  # as in load_tile
     counts,  # [programs] fp32
@@ -92,7 +92,7 @@ def load_channels(alpha, weight, bias, mean, var, eps, column, channels):
     return a[None, :], w[None, :], b[None, :], m[None, :], inverse[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def forward_kernel(
     x, mask,  # as in load_tile
     alpha, weight, bias, mean, var,  # [C] fp32; weight and bias may be None
@@ -115,7 +115,7 @@ def gradient(value, dy, a, w, b, m, inverse):
     return zhat, dy * (a + (1.0 - a) * p), dy * value * (1.0 - a) * p * (1.0 - p), dy * value * (1.0 - p)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def sums_kernel(
     grad_y, x, mask, alpha, weight, bias, mean, var,
     parts,  # [programs, 3, C] fp32: sums of dalpha, du zhat, du
@@ -139,7 +139,7 @@ def sums_kernel(
     tl.store(parts + at + 2 * channels, d_bias, mask=column < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def backward_kernel(
     grad_y, x, mask, alpha, weight, bias, mean, var,
     averages,  # [3, C] fp32: sums_kernel's, over the number of valid rows; None in evaluation
@@ -189,7 +189,7 @@ def forward(x, alpha, weight, bias, mean, var, mask, training, eps):
     with on_device_of(x):
         if training:
             counts = alpha.new_empty(some[0])
-            means, squares = alpha.new_empty(2, some[0], channels)
+            means, squares = (alpha.new_empty(some[0], channels) for _ in range(2))
             statistics_kernel[some](x, mask, counts, means, squares, x.shape[0], channels, ROWS=ROWS, COLUMNS=COLUMNS)
             counts, means, squares = counts.double().unsqueeze(1), means.double(), squares.double()
             total = counts.sum().clamp(min=1)

@@ -94,7 +94,7 @@ def _statistics(call: Call, shape: Tiles, term: torch.Tensor) -> torch.Tensor:
         counts, parts, squares = [], [], []
         for first, last, folded in chunks(call):
             count = torch.zeros(shape.programs, dtype=torch.float32, device=call.device)
-            mean, square = torch.zeros(2, shape.programs, width, dtype=torch.float32, device=call.device)
+            mean, square = (count.new_zeros(shape.programs, width) for _ in range(2))
             statistics_kernel[(shape.programs,)](
                 call.source, call.where, arguments(call), term, folded, count, mean, square, first, last, LAYER=layer,
                 **call.constants, **shape.constants,
@@ -134,7 +134,7 @@ def forward(
         parts, top, total = pooled, logsumexp, logsumexp
         if split:
             parts = torch.empty(shape.splits, queries, dim, **wide)
-            top, total = torch.empty(2, shape.splits, queries, **wide)
+            top, total = (torch.empty(shape.splits, queries, **wide) for _ in range(2))
         for first, last, folded in chunks(call):
             forward_kernel[(shape.programs,)](
                 call.source, call.where, arguments(call), term, folded, parts, top, total, pair_begin, pair_weights,

@@ -191,7 +191,7 @@ def add_row_gradients(
             tl.store(pointer + at, narrow(values[b], pointer.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "first", "last", "splits"])
 def backward_kernel(
     source, where, mlp, term, folded,  # as in forward_kernel
     grad_pooled, pooled,  # [Q, D]

@@ -33,7 +33,7 @@ from din_kernels.backends.triton.local_activation_tile import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries"])
 def term_kernel(
     tables, ids,  # of the query
     weight,  # [H1, STRIDE]: Wq, for concat Wq + Wd
@@ -60,7 +60,7 @@ def term_kernel(
     store_rows(term, WIDTH, row, row < queries, total, SPANS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "first", "last", "splits"])
 def forward_kernel(
     source,  # (query_tables, query_ids, row_tables, row_ids)
     where,  # see candidates_of
@@ -150,7 +150,7 @@ def forward_kernel(
             store_rows(pooled, DIM, candidate, present, out, D_SPANS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "splits"])
 def combine_kernel(
     parts,  # [splits, Q, D] fp32
     top, total,  # [splits, Q] fp32, softmax only
@@ -187,7 +187,7 @@ def combine_kernel(
     tl.store(pooled + candidate * dim + column, narrow(out, pooled.dtype.element_ty), mask=column < dim)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries"])
 def normalize_kernel(
     where,  # see candidates_of
     pair_begin,  # [Q]
@@ -208,7 +208,7 @@ def normalize_kernel(
         tl.store(pair_weights + to[:, None] + t[None, :], tl.exp(score - shift[:, None]), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "last"])
 def statistics_kernel(
     source, where, mlp, term, folded,  # as in forward_kernel
     count_parts,  # [programs] fp32

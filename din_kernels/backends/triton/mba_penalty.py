@@ -18,7 +18,7 @@ def refuses(request: Request) -> str | None:
     return refuses_tensors(request)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries", "padding_idx"])
 def mark_kernel(
     ids,  # [N], sorted
     first,  # [N] int64: 1 where a run of equal ids begins, padding_idx left out
@@ -33,7 +33,7 @@ def mark_kernel(
     tl.store(first + entry, ((id != before) & (id != padding_idx)).to(tl.int64), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def penalty_kernel(
     weight,  # [V, D]
     ids,  # [N], sorted
@@ -58,7 +58,7 @@ def penalty_kernel(
     tl.store(partials + tl.program_id(0), tl.sum(tl.sum(w * w, 1) / n, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def gradient_kernel(
     grad,  # []
     weight,  # [V, D]

@@ -35,7 +35,7 @@ def count_of(
     return tl.maximum(tl.load(counts + id).to(tl.float32), 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries"])
 def partial_kernel(
     ids,  # [N], sorted
     order,  # [N], where each came from
@@ -112,7 +112,7 @@ def update_row(
     tl.store(weight + at, narrow(w - step * delta, weight.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries", "padding_idx"])
 def update_kernel(
     ids,  # [N], sorted
     order,  # [N], where each came from
