@@ -280,6 +280,20 @@ def test_one_step_equals_the_reference_with_long_runs_of_equal_ids(rule):
             torch.testing.assert_close(ours, theirs, **tolerance)
 
 
+@pytest.mark.parametrize("run", [8 * 32, 8 * 33, 8 * 64 + 3, 8 * 70])
+def test_a_run_of_one_id_over_more_than_32_blocks_is_summed_whole(run):
+    generator = torch.Generator().manual_seed(run)
+    ids = torch.cat([torch.tensor([0, 1, 1]), torch.full((run,), 2), torch.tensor([3, 3, 4])])
+    ids = ids[torch.randperm(len(ids), generator=generator)]
+    # Whole numbers, whose sums are exact: one block that is left out or added twice shows.
+    grads = torch.randint(-9, 9, (len(ids), 5), generator=generator).float()
+    expected = -torch.zeros(6, 5).index_add(0, ids, grads)
+    table = Table(torch.zeros(6, 5), [], ids, grads, Hyper(1.0, 1.0))
+    with dk.use_backend("triton"):
+        sparse_update([table], "sgd")
+    assert torch.equal(table.weight, expected)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("padding_idx", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

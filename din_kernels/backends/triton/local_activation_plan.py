@@ -105,7 +105,7 @@ def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Til
     split where the candidates alone leave programs idle. An activation may have a shape of its own. What does not fit
     into the chip's shared memory is made smaller, see local_activation_memory.py.
     """
-    config = chips.configuration("local_activation", chips.chip(call.device))
+    config, backward = chips.configuration("local_activation", chips.chip(call.device)), direction == "_backward"
     average, itemsize = call.rows // max(call.users, 1), call.dtype.itemsize
     shapes = config["16 bit" if itemsize == 2 else "32 bit"]
     folded = single or call.features == "outer" or average >= shapes["fold_from"]
@@ -121,10 +121,12 @@ def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Til
         return Shape(path == "folded", own["group"], length, own["num_stages"], own["num_warps"], precision)
 
     columns, limit = sum(call.constants["D_SPANS"][1::3]), chips.shared_memory(call.device)
-    shape = fitting(columns, widths, itemsize, direction == "_backward", configured("folded" if folded else "grouped"),
+    shape = fitting(columns, widths, itemsize, backward, configured("folded" if folded else "grouped"),
                     configured("folded"), limit)  # fmt: skip
     work = triton.cdiv(max(call.queries, 1), shape.group)
-    most = chips.multiprocessors(call.device) * config["programs_per_multiprocessor"]
+    # One program of the backward fills a multiprocessor (8 warps, 255 registers each) and leaves one part to add up.
+    per = config["backward_programs_per_multiprocessor" if backward else "programs_per_multiprocessor"]
+    most = chips.multiprocessors(call.device) * per
     parts = 1
     if splits and work < most:
         parts = max(1, min(most // work, average // (STEPS_PER_PART * shape.length)))

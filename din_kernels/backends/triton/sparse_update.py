@@ -17,6 +17,7 @@ from din_kernels.backends.triton.blocks import narrow
 # A program walks over this many sorted entries, one row [D] at a time. Few, so that many programs wait for memory at
 # once: 52,000 ids make 6,500 programs.
 BLOCK = 8
+ELEMENTS = 1024  # of a tile [HEADS, COLUMNS] of partial sums: 32 per thread of one warp, twice that costs 22 registers
 
 
 def refuses(request: Request) -> str | None:
@@ -124,7 +125,7 @@ def update_kernel(
     padding_idx,
     lr, step, beta1, keep1, keep2, eps, coeff,
     RULE: tl.constexpr, MAXIMIZE: tl.constexpr, DECOUPLED: tl.constexpr,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """Updates the rows whose run of equal ids begins in this program's block of sorted entries."""
     column = tl.arange(0, COLUMNS)
@@ -141,11 +142,17 @@ def update_kernel(
         total = tl.where(begins, g, total + g)
         ends = (entry + 1 == entries) | (tl.load(ids + min(entry + 1, entries - 1)) != id)
         if ours & (id != padding_idx) & (ends | (entry + 1 == end)):
-            if (entry + 1 < entries) & (ends == 0):
-                block = tl.program_id(0).to(tl.int64) + 1
-                while (block * BLOCK < entries) & (tl.load(ids + min(block * BLOCK, entries - 1)) == id):
-                    total += tl.load(partials + block * dim + column, mask=column < dim, other=0.0)
-                    block += 1
+            # The run goes on in the blocks that begin with its id; HEADS of them at a time, since one by one each would
+            # wait for the memory of the one before.
+            block = tl.program_id(0).to(tl.int64) + 1 + tl.arange(0, HEADS)
+            goes_on = ends == 0
+            while goes_on:
+                inside = block * BLOCK < entries
+                same = inside & (tl.load(ids + block * BLOCK, mask=inside, other=0) == id)
+                held = same[:, None] & (column < dim)[None, :]
+                total += tl.sum(tl.load(partials + block[:, None] * dim + column[None, :], mask=held, other=0.0), 0)
+                goes_on = tl.min(same.to(tl.int32), 0) > 0
+                block += HEADS
             update_row(
                 id, total, weight, first, second, counts, dim, lr, step, beta1, keep1, keep2, eps, coeff,
                 column, RULE, MAXIMIZE, DECOUPLED,
@@ -168,5 +175,6 @@ def sparse_update(rule, weight, states, ids, grads, counts, padding_idx, hyper) 
         update_kernel[(blocks,)](
             ids, order, grads, partials, weight, first, second, counts if hyper.coeff else None, entries, dim,
             padding_idx, hyper.lr, hyper.step, hyper.beta1, 1 - hyper.beta1, 1 - hyper.beta2, hyper.eps, hyper.coeff,
-            RULE=rule, MAXIMIZE=bool(hyper.maximize), DECOUPLED=bool(hyper.decoupled), **shape,
+            RULE=rule, MAXIMIZE=bool(hyper.maximize), DECOUPLED=bool(hyper.decoupled),
+            HEADS=max(1, min(32, ELEMENTS // shape["COLUMNS"])), **shape,
         )  # fmt: skip
