@@ -22,7 +22,7 @@ test: $(BUILT) lint
 test-triton: $(BUILT)
 	TRITON_INTERPRET=1 $(BIN)/pytest -q python_tests/triton_interpreted.py
 
-# Every Triton kernel compiled for sm_80, sm_90 and sm_100, no GPU needed; writes docs/results/triton_cubins.md.
+# Every Triton kernel compiled for sm_80, sm_89, sm_90 and sm_100, no GPU needed; writes docs/results/triton_cubins.md.
 cubins: $(BUILT)
 	$(BIN)/python benchmarks/triton_cubins.py
 

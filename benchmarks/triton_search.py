@@ -26,6 +26,7 @@ import torch
 
 from din_kernels.backends import unavailable, use_backend
 from din_kernels.backends.triton import chips
+from din_kernels.backends.triton.local_activation_plan import tile_shape
 from din_kernels.benchmarking.gpu import on_gpu
 from din_kernels.benchmarking.shapes import SHAPES, Inputs, Shape, inputs_of
 
@@ -49,19 +50,25 @@ def candidates(path: str) -> list[dict[str, int]]:
     ]
 
 
+def forget() -> None:
+    """What was made of the stored configurations."""
+    chips.configuration.cache_clear()
+    tile_shape.cache_clear()
+
+
 @contextlib.contextmanager
 def configured(chip: str, size: str, **own: Any) -> Iterator[None]:
     """Within the block, `own` overrides what is stored for the chip and element size."""
     table = chips.stored("local_activation")
     kept = json.dumps(table)
     table.setdefault(chip, {}).setdefault(size, {}).update(own)
-    chips.configuration.cache_clear()
+    forget()
     try:
         yield
     finally:
         table.clear()
         table.update(json.loads(kept))
-        chips.configuration.cache_clear()
+        forget()
 
 
 def call_of(inputs: Inputs, backward: bool) -> Callable[[], Any]:

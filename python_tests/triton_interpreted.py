@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import din_kernels as dk
-from din_kernels.backends.triton import INTERPRETED, chips, local_activation
+from din_kernels.backends.triton import INTERPRETED, chips, local_activation, local_activation_plan
 from din_kernels.backends.triton.local_activation_plan import tiles
 from din_kernels.gather import Gather
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
@@ -243,6 +243,15 @@ def test_without_gradients_a_unit_whose_backward_alone_is_too_wide_is_served(mon
             unit(rows[:2], history)
         with torch.no_grad():
             assert unit(rows[:2], history).isfinite().all()
+
+
+def test_what_follows_from_sizes_alone_is_made_once_and_not_in_every_call():
+    made = [local_activation_plan._static, local_activation_plan.tile_shape, local_activation._parts]
+    counts = []
+    for lengths in ((3, 1), (2, 2, 9), (1, 4)):
+        holds(make_case("concat", "sigmoid", "none", "packed", lengths=lengths, dim=7, hidden=(5,)), torch.float32)
+        counts.append([each.cache_info().misses for each in made])
+    assert counts[1] == counts[2] == counts[0]
 
 
 def test_matrix_precision_is_that_of_torch():

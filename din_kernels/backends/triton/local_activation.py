@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 
@@ -23,6 +25,7 @@ from din_kernels.backends.triton.local_activation_plan import (
     inverse_deviation,
     make_call,
     refuses_sizes,
+    steps,
     tiles,
 )
 
@@ -108,7 +111,7 @@ def _statistics(call: Call, shape: Tiles, term: torch.Tensor) -> torch.Tensor:
         means[layer].copy_(mean)
         variances[layer].copy_(torch.where(total > 0, var, 1.0))
         call.params[layer].extend((means[layer], inverse_deviation(variances[layer], call.eps[layer])))
-        call.constants["STEPS"] = tuple(tuple(int(p.numel() > 1) for p in layer) for layer in call.params)
+        call.constants["STEPS"] = steps(call.params)
     return statistics
 
 
@@ -153,8 +156,7 @@ class Parts:
     """Where a program's part of the weight gradients holds what; `parts` [programs, size] fp32. Everything begins at a
     multiple of 16 bytes, so that it is stored four at a time."""
 
-    def __init__(self, call: Call, sums: int):
-        dim, widths, hidden = call.constants["DIM"], call.constants["WIDTHS"], len(call.params)
+    def __init__(self, dim: int, widths: tuple[int, ...], hidden: int, outer: bool, sums: int):
         self.size = 0
 
         def take(count):
@@ -162,12 +164,15 @@ class Parts:
             self.size += triton.cdiv(count, 4) * 4
             return start
 
-        first = 0 if call.features == "outer" else widths[0] * dim
+        first = 0 if outer else widths[0] * dim
         self.first = (take(first), take(first), take(widths[-1]), take(1))
         self.layers = tuple(
             (take(widths[at] * widths[at - 1] if at else 0), take(widths[at] if at else 0), take(sums * widths[at]))
             for at in range(hidden)
         )
+
+
+_parts = functools.lru_cache(maxsize=256)(Parts)
 
 
 def _user_pairs(call: Call) -> torch.Tensor:
@@ -192,7 +197,7 @@ def backward(
     grad_pair_weights = grad_pair_weights.contiguous() if grad_pair_weights is not None and total_pairs else None
     pair_begin = begin if pair_begin is None else pair_begin  # a pointer that is not followed without gradients
     sums = {"prelu": 1, "dice": 3}.get(activation, 0)
-    at = Parts(call, sums)
+    at = _parts(dim, widths, hidden, features == "outer", sums)
     # Candidates that share a history add to the same rows: atomically, or one by one in a fixed order when asked for.
     shared_rows = "none" if query_to_user is None or not need_rows else "atomic"
     if shared_rows == "atomic" and torch.are_deterministic_algorithms_enabled():
@@ -206,9 +211,8 @@ def backward(
     )
     ordered = shared_rows == "ordered"
     shape = tiles(call, "_backward", splits=features != "outer" and not ordered, single=ordered)
-    grad_query = torch.zeros(shape.splits, queries, dim, **wide)
-    grad_term = torch.zeros(shape.splits, queries, widths[0], **wide)
-    parts = torch.zeros(at.size, **wide)
+    grad_query = torch.empty(shape.splits, queries, dim, **wide)
+    grad_term = torch.empty(shape.splits, queries, widths[0], **wide)
     for layer in range(hidden) if dice_training else ():
         mean, var = (each.split(widths)[layer] for each in statistics)
         call.params[layer].extend((mean, inverse_deviation(var, call.eps[layer])))
@@ -217,8 +221,8 @@ def backward(
         first = _FirstLayerOfOuter(call) if features == "outer" else None
 
         def launch(stop: int) -> torch.Tensor:
-            total = torch.zeros(at.size, **wide)
-            shared["STEPS"] = tuple(tuple(int(p.numel() > 1) for p in layer) for layer in call.params)
+            total = []
+            shared["STEPS"] = steps(call.params)
             for begins, ends, folded in chunks(call) if queries else ():
                 each = torch.zeros(shape.programs, at.size, **wide)
                 order, bounds = _by_user(query_to_user, begins, ends, shape.programs) if ordered else (None, None)
@@ -233,10 +237,10 @@ def backward(
                     HIDDEN=hidden, SOFTMAX=softmax, STOP=stop, SUMS=sums, SIZE=at.size, AT=at.first,
                     AT_LAYERS=at.layers, SHARED=shared_rows, **shared, **shape.constants,
                 )  # fmt: skip
-                total += each.sum(0)
+                total.append(each.sum(0))
                 if grad_folded is not None:
                     first.add(begins, ends, grad_folded, grad_query)
-            return total
+            return sum(total[1:], total[0]) if total else torch.zeros(at.size, **wide)
 
         # Dice's batch statistics: sums of g and g zhat over all pairs must be there before a layer's dz, from the top.
         pairs = _user_pairs(call) if dice_training else None
@@ -244,8 +248,9 @@ def backward(
             found = launch(layer)[at.layers[layer][2] :][: sums * widths[layer]].view(sums, -1) / pairs
             call.params[layer].extend((found[1], found[2]))
         parts = launch(-1)
-    return _gradients(call, at, parts, grad_query.sum(0), grad_term.sum(0), first, params, sums, dice_training,
-                      grad_rows, need_query)  # fmt: skip
+    grad_query, grad_term = (each[0] if shape.splits == 1 else each.sum(0) for each in (grad_query, grad_term))
+    return _gradients(call, at, parts, grad_query, grad_term, first, params, sums, dice_training, grad_rows,
+                      need_query)  # fmt: skip
 
 
 def _by_user(query_to_user: torch.Tensor, first: int, last: int, programs: int):
@@ -303,10 +308,12 @@ def _gradients(call: Call, at: Parts, parts, grad_query, grad_term, first, param
     if hidden:
         grad_weights.append(part(at.first[2], 1, widths[-1]))
         grad_biases.append(part(at.first[3], 1))
-    grad_query = grad_query.addmm(grad_term, call.through_query.float())
-    by_table = grad_query.split([table.shape[1] for table in call.source[0]], 1)
+    tables = [table.shape[1] for table in call.source[0]]
+    if need_query:
+        grad_query = grad_query.addmm(grad_term, call.through_query.float())
     return (
-        [g.to(call.dtype).contiguous() if need_query else g.new_empty(0, dtype=call.dtype) for g in by_table],
+        [g.to(call.dtype).contiguous() if need_query else g.new_empty(0, dtype=call.dtype)
+         for g in grad_query.split(tables, 1)],
         [g.to(call.dtype) for g in grad_rows],
         *([g.to(own.dtype, copy=True) for g, own in zip(grads, group, strict=True)]
           for grads, group in ((grad_weights, call.weights), (grad_biases, call.biases), (grad_params, params))),

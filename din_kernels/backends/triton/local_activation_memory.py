@@ -8,7 +8,6 @@ the bound against what it compiles.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -66,7 +65,6 @@ def smaller(shape: Shape, folded: Shape, itemsize: int) -> Iterator[Shape]:
         yield start._replace(precision="ieee")
 
 
-@functools.lru_cache(maxsize=1024)
 def fitting(
     columns: int, widths: tuple[int, ...], itemsize: int, backward: bool, shape: Shape, folded: Shape, limit: int
 ) -> Shape:

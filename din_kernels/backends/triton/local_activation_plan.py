@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ def inverse_deviation(var: torch.Tensor, eps: float) -> torch.Tensor:
     return (var.double() + eps).rsqrt().float()
 
 
-def _sources(query_widths: list[int], row_widths: list[int]):
+def _sources(query_widths, row_widths):
     """Spans of D that cross no border of a table, and for each where query and rows have it."""
 
     def place(widths, column):
@@ -54,18 +55,34 @@ def _sources(query_widths: list[int], row_widths: list[int]):
     return d_spans, *(tuple(place(widths, span[0]) for span in d_spans) for widths in (query_widths, row_widths))
 
 
+@functools.lru_cache(maxsize=256)
+def _static(query_widths: tuple[int, ...], row_widths: tuple[int, ...], widths: tuple[int, ...]) -> dict[str, Any]:
+    """Constants that follow from sizes alone; made once, since a launch of 10 us leaves no time for them."""
+    d_spans, q_sources, k_sources = _sources(query_widths, row_widths)
+    return {
+        "D_SPANS": flat(d_spans), "Q_SOURCES": q_sources, "K_SOURCES": k_sources, "DIM": sum(row_widths),
+        "LAYERS": tuple(flat(spans(width)) for width in widths), "WIDTHS": widths,
+    }  # fmt: skip
+
+
+def steps(params: list[list[torch.Tensor]]) -> tuple[tuple[int, ...], ...]:
+    """Per layer and parameter 1, or 0 where one number stands for all channels."""
+    return tuple(tuple(int(p.numel() > 1) for p in layer) for layer in params)
+
+
 def make_call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, weights,
               biases, params, eps, features, activation) -> Call:  # fmt: skip
     """Gathers and describes the inputs."""
     hidden = len(weights) - 1
     per_layer = len(params) // hidden if hidden else 0
-    groups = [[tensor.contiguous() for tensor in group] for group in (query_tables, query_ids, row_tables, row_ids)]
+    groups = tuple(tuple(tensor.contiguous() for tensor in group)
+                   for group in (query_tables, query_ids, row_tables, row_ids))  # fmt: skip
     by_layer = [[p.contiguous() for p in params[per_layer * at : per_layer * (at + 1)]] for at in range(hidden)]
     if per_layer == 3:
         by_layer = [[a, mean, inverse_deviation(var, e)] for (a, mean, var), e in zip(by_layer, eps, strict=True)]
-    d_spans, q_sources, k_sources = _sources(*([t.shape[1] for t in tables] for tables in (groups[0], groups[2])))
     widths = tuple(weight.shape[0] for weight in weights[: max(hidden, 1)])
-    device, dtype, dim = row_tables[0].device, row_tables[0].dtype, sum(t.shape[1] for t in row_tables)
+    static = _static(*(tuple(t.shape[1] for t in tables) for tables in (groups[0], groups[2])), widths)
+    device, dtype, dim = row_tables[0].device, row_tables[0].dtype, static["DIM"]
     weights = [weight.contiguous() for weight in weights]
     through_query, *others = weights[0][:, : dim * (weights[0].shape[1] // dim)].split(dim, 1)
     first = ()
@@ -73,16 +90,12 @@ def make_call(query_tables, query_ids, row_tables, row_ids, begin, length, row_i
         through_query, first = through_query + others[1], (others[0] - others[1], others[2])
     elif features == "product":
         first = tuple(others)
-    constants = {
-        "D_SPANS": flat(d_spans), "Q_SOURCES": q_sources, "K_SOURCES": k_sources, "DIM": dim,
-        "LAYERS": tuple(flat(spans(width)) for width in widths), "WIDTHS": widths,
-        "STEPS": tuple(tuple(int(p.numel() > 1) for p in layer) for layer in by_layer),
-        "STRIDES": tuple(weight.stride(0) for weight in first), "ACTIVATION": activation,
+    constants = static | {
+        "STEPS": steps(by_layer), "STRIDES": tuple(weight.stride(0) for weight in first), "ACTIVATION": activation,
         "FAST": chips.fast_tanh(device, dtype),
     }  # fmt: skip
     return Call(
-        tuple(map(tuple, groups)),
-        (begin, length, row_index, None if row_mask is None else row_mask.view(torch.uint8), query_to_user),
+        groups, (begin, length, row_index, None if row_mask is None else row_mask.view(torch.uint8), query_to_user),
         weights, [bias.contiguous() for bias in biases], by_layer,
         list(eps) or [0.0] * hidden, first, through_query, constants,
         (query_ids or query_tables)[0].shape[0], (row_ids or row_tables)[0].shape[0], begin.shape[0], device, dtype,
@@ -102,27 +115,15 @@ def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Til
     """Folded from an average history of `fold_from` behaviours on (M / U, which no wait for the GPU reads), for
     outer, which has no other form, and where tiles must hold a single candidate; grouped below. In fp32 always folded:
     Wk' and Wp as they are take 130 KB of shared memory and more registers than there are, A_i half of it. Histories are
-    split where the candidates alone leave programs idle. An activation may have a shape of its own. What does not fit
-    into the chip's shared memory is made smaller, see local_activation_memory.py.
+    split where the candidates alone leave programs idle.
     """
-    config, backward = chips.configuration("local_activation", chips.chip(call.device)), direction == "_backward"
-    average, itemsize = call.rows // max(call.users, 1), call.dtype.itemsize
-    shapes = config["16 bit" if itemsize == 2 else "32 bit"]
-    folded = single or call.features == "outer" or average >= shapes["fold_from"]
-    dim, widths, activation = (call.constants[name] for name in ("DIM", "WIDTHS", "ACTIVATION"))
-
-    def configured(path: str) -> Shape:
-        own = shapes.get(f"{path}{direction}, {activation}", shapes[path + direction])
-        length = own["length"]
-        # Wide rows: as many elements in a tile as at D = 128.
-        while dim * length > 128 * shapes["folded"]["length"] and length * own["group"] > LEAST:
-            length //= 2
-        precision = chips.dot_precision(call.dtype)
-        return Shape(path == "folded", own["group"], length, own["num_stages"], own["num_warps"], precision)
-
-    columns, limit = sum(call.constants["D_SPANS"][1::3]), chips.shared_memory(call.device)
-    shape = fitting(columns, widths, itemsize, backward, configured("folded" if folded else "grouped"),
-                    configured("folded"), limit)  # fmt: skip
+    chip, size = chips.chip(call.device), "16 bit" if call.dtype.itemsize == 2 else "32 bit"
+    config, backward = chips.configuration("local_activation", chip), direction == "_backward"
+    average = call.rows // max(call.users, 1)
+    folded = single or call.features == "outer" or average >= config[size]["fold_from"]
+    dim, columns, widths, activation = (call.constants[name] for name in ("DIM", "D_SPANS", "WIDTHS", "ACTIVATION"))
+    shape = tile_shape(chip, size, folded, backward, activation, dim, sum(columns[1::3]), widths,
+                       chips.dot_precision(call.dtype), chips.shared_memory(call.device))  # fmt: skip
     work = triton.cdiv(max(call.queries, 1), shape.group)
     # One program of the backward fills a multiprocessor (8 warps, 255 registers each) and leaves one part to add up.
     per = config["backward_programs_per_multiprocessor" if backward else "programs_per_multiprocessor"]
@@ -135,6 +136,27 @@ def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Til
         "num_stages": shape.num_stages, "num_warps": shape.num_warps, **chips.compiler_options(),
     }  # fmt: skip
     return Tiles(constants, min(work * parts, most), parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def tile_shape(
+    chip: str, size: str, folded: bool, backward: bool, activation: str, dim: int, columns: int,
+    widths: tuple[int, ...], precision: str, limit: int,
+) -> Shape:  # fmt: skip
+    """The configured shape of a path, for an activation that has one its own; smaller where the chip's shared memory
+    does not hold it, see local_activation_memory.py."""
+    shapes, direction = chips.configuration("local_activation", chip)[size], "_backward" if backward else ""
+
+    def configured(path: str) -> Shape:
+        own = shapes.get(f"{path}{direction}, {activation}", shapes[path + direction])
+        length = own["length"]
+        # Wide rows: as many elements in a tile as at D = 128.
+        while dim * length > 128 * shapes["folded"]["length"] and length * own["group"] > LEAST:
+            length //= 2
+        return Shape(path == "folded", own["group"], length, own["num_stages"], own["num_warps"], precision)
+
+    wanted = configured("folded" if folded else "grouped")
+    return fitting(columns, widths, 2 if size == "16 bit" else 4, backward, wanted, configured("folded"), limit)
 
 
 def refuses_sizes(query_widths, row_widths, hidden, dtype: torch.dtype, device: str, backward: bool) -> str | None:
