@@ -125,7 +125,7 @@ def tiles(call: Call, direction: str, splits: bool, single: bool = False) -> Til
     shape = tile_shape(chip, size, folded, backward, activation, dim, sum(columns[1::3]), widths,
                        chips.dot_precision(call.dtype), chips.shared_memory(call.device))  # fmt: skip
     work = triton.cdiv(max(call.queries, 1), shape.group)
-    # One program of the backward fills a multiprocessor (8 warps, 255 registers each) and leaves one part to add up.
+    # 8 warps with 255 registers each fill a multiprocessor; a program more would be a part more to add up.
     per = config["backward_programs_per_multiprocessor" if backward else "programs_per_multiprocessor"]
     most = chips.multiprocessors(call.device) * per
     parts = 1
