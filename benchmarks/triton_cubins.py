@@ -36,6 +36,7 @@ from din_kernels.ops.sparse_update import RULES, Hyper
 CHIPS = {
     "sm_80": (80, 108, 166912), "sm_89": (89, 128, 101376), "sm_90": (90, 132, 232448), "sm_100": (100, 148, 232448),
 }  # fmt: skip
+TENSOR_MEMORY = 512  # columns of a multiprocessor of sm_100
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, SUMMARY = DOCS / "results" / "triton_cubins.md", DOCS / "performance.md"
 MARKED = re.compile(
@@ -312,6 +313,10 @@ def main() -> int:
                 most = min(CHIPS[chip][2], bound or CHIPS[chip][2])
                 if row["shared"] > most:
                     wrong.append(f"{chip}, {name}: {kernel_name} takes {row['shared']} bytes of {most}")
+                if kernel.metadata.tmem_size > TENSOR_MEMORY:
+                    wrong.append(
+                        f"{chip}, {name}: {kernel_name} takes {kernel.metadata.tmem_size} columns of tensor memory"
+                    )
                 print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             print(f"{chip} {name}: {time.perf_counter() - begin:.1f} s", flush=True)
     if options.calls is None and not options.forward:
