@@ -28,7 +28,7 @@ def device(request):
 
 
 def small(device, **options):
-    return problem(users=6, dim=20, device=device, **options)
+    return problem(users=3, dim=20, device=device, **options)
 
 
 def test_torch_compile_takes_the_unit_whole(device):
