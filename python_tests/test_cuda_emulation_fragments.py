@@ -7,6 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 from cuda_emulation_programs import compiled
 
 # (row, column) of every element of a lane's fragment, in the order of the ISA's a0, a1, ...; g = groupID,
@@ -38,7 +39,7 @@ def run(tmp_path_factory):
 
     def run(name: str, words: np.ndarray) -> np.ndarray:
         done = subprocess.run([program, name], input=words.astype(np.uint32).tobytes(), check=True, capture_output=True)
-        return np.frombuffer(done.stdout, np.uint32).reshape(32, 4)
+        return np.frombuffer(done.stdout, np.uint32).reshape(32, -1)
 
     return run
 
@@ -104,3 +105,24 @@ def test_ldmatrix_gives_lane_t_the_32_bits_at_column_t_mod_4_of_row_t_div_4(run)
         for matrix in range(4):
             row = row_of_lane[8 * matrix + lane // 4]  # its address comes from lane 8 * matrix + row of the matrix
             assert fragments[lane, matrix] == memory[4 * row + lane % 4]
+
+
+def test_transposed_ldmatrix_gives_lane_t_two_rows_of_column_t_div_4(run):
+    halves = np.arange(256, dtype=np.uint16) + 1000  # row r of a matrix is halves 8 r .. 8 r + 7
+    row_of_lane = np.random.default_rng(0).permutation(32)
+    fragments = run("ldmatrix_trans", np.concatenate([halves.view(np.uint32), row_of_lane])).view(np.uint16)
+    for lane in range(32):
+        for matrix in range(4):
+            rows = row_of_lane[8 * matrix + 2 * (lane % 4) :][:2]
+            assert np.array_equal(fragments[lane, 2 * matrix : 2 * matrix + 2], halves[8 * rows + lane // 4])
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_products_of_two_are_those_of_one_rounded_once(run, kind):
+    """As fp32 rounds the exact product, signs of zero among them."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[kind]
+    a, b = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    a[:4], b[:4] = torch.tensor([0.0, -0.0, 0.0, 1e-4], dtype=dtype), torch.tensor([1, 1, -1, 1e-4], dtype=dtype)
+    words = torch.stack([a.view(32, 2), b.view(32, 2)], 1).view(torch.int32).flatten()
+    found = torch.from_numpy(run(f"multiply_{kind}x2", words.numpy().view(np.uint32)).view(np.int16).copy())
+    assert torch.equal(found.flatten(), (a.float() * b.float()).to(dtype).view(torch.int16))

@@ -260,7 +260,7 @@ struct Arrays {
 template <typename Body>
 void with_plan(const Dice& call, std::initializer_list<const void*> rows, const Body& body) {
     with_dtype(call.dtype, [&](auto zero) {
-        with_width(call.channels, aligned_for_four<decltype(zero)>(rows), [&](auto width) {
+        with_width(call.channels, aligned_for<4, decltype(zero)>(rows), [&](auto width) {
             const DicePlan plan = plan_dice(call.rows, call.channels, width());
             body(zero, width, plan, Grid{plan.chunks, plan.stripes});
         });

@@ -26,11 +26,11 @@ void with_dtype(DType dtype, const Body& body) {
 template <int kCount>
 using Width = std::integral_constant<int, kCount>;
 
-// Whether rows at these addresses can be read four elements of T at a time (if their length is divisible by four).
-template <typename T>
-bool aligned_for_four(std::initializer_list<const void*> rows) {
+// Whether rows at these addresses can be read kCount elements of T at a time (if their length is divisible by it).
+template <int kCount, typename T>
+bool aligned_for(std::initializer_list<const void*> rows) {
     bool aligned = true;
-    for (const void* address : rows) aligned &= reinterpret_cast<uintptr_t>(address) % (4 * sizeof(T)) == 0;
+    for (const void* address : rows) aligned &= reinterpret_cast<uintptr_t>(address) % (kCount * sizeof(T)) == 0;
     return aligned;
 }
 

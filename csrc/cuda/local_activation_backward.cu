@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
         const Shared<int> candidates = loader.candidates_of(stage);
         const int valid = loader.valid(slot, range.end, candidates);
         float part[2] = {0.0f, 0.0f};
-        mlp.run(stage, sizes.layers, part, [&](int layer, const LanePosition& position, float z) {
-            shared.z(layer).store(position.row * (sizes.padded[layer] + 1) + position.column, z);
+        mlp.run(stage, sizes.layers, part, [&](int layer, int group, const auto& sums) {
+            store_sums(sums, group, shared.z(layer), sizes.z_stride[layer]);
         });
         mlp.scores(part, [&](int row, float s) { score.store(row, s); });
         __syncwarp();
@@ -61,12 +61,14 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
                 if (layer > 0) {
                     add_gradient<Math, kFolded>(
                         call, product(mlp.hidden(layer), sizes.stride[layer], sizes.padded[layer - 1]),
-                        plan.gradient_layer[layer]);
+                        plan.gradient_layer[layer], plan.gradient_stride[layer]);
                 } else {
-                    add_gradient<Math, kFolded>(call, product(keys, sizes.stride[0], sizes.dim), 0);
+                    add_gradient<Math, kFolded>(call, product(keys, sizes.stride[0], sizes.dim), 0,
+                                                plan.gradient_stride[0]);
                     if constexpr (!kFolded)
                         add_gradient<Math, kFolded>(call, product(mlp.products(), sizes.stride[0], sizes.dim),
-                                                    int64_t(sizes.padded[0]) * sizes.dim);
+                                                    int64_t(sizes.padded[0]) * plan.gradient_stride[0],
+                                                    plan.gradient_stride[0]);
                 }
             }
             __syncthreads();
@@ -108,6 +110,8 @@ void run_backward(const LocalActivation& call, const BackwardPlan& plan, Stream 
     BackwardCall<S, kFolded> backward{
         unit_call<S, kFolded>(call, plan),
         call.hidden > 0 && call.activation == Activation::kDice,
+        call.dim % 2 == 0 && aligned_for<2, S>({query_of<S>(call, plan.work), call.grad_pooled}) &&
+            (shared_rows ? aligned_for<2, float>({call.grad_pairs}) : aligned_for<2, S>({call.grad_rows})),
         plan,
         kFolded ? none : packed(plan.keys_transposed, sizes.padded[0], call.dim),
         kFolded ? none : packed(plan.products_transposed, sizes.padded[0], call.dim),

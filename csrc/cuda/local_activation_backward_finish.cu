@@ -96,29 +96,34 @@ __global__ void query_gradients(Global<const typename Math::Storage> query, int6
             dc.store(at / deep * dz_stride + at % deep,
                      narrow<S>(there ? constants_gradient[i * columns + at % deep] : 0.0f));
         }
-        for (int at = lane; at < kRowsPerWarp * dim; at += 32) {
-            const int64_t i = first + at / dim;
-            q.store(at / dim * stride + at % dim, i < queries ? query[i * dim + at % dim] : S{});
+        for (int at = lane; at < kRowsPerWarp * sizes.dim_padded; at += 32) {
+            const int64_t i = first + at / sizes.dim_padded;
+            const int column = at % sizes.dim_padded;
+            q.store(at / sizes.dim_padded * stride + column,
+                    i < queries && column < dim ? query[i * dim + column] : S{});
         }
         __syncwarp();
         if (grad_query)
-            for (int group = 0; group < dim8 / 8; group += kTiles) {
-                Sums sums = {};
-                Math::multiply(sums, dc, 0, dz_stride, steps, transposed, group, dim8 / 8);
-                for (int t = 0; t < kTiles; ++t)
+            for_groups(dim8 / 8, [&](int group, auto count) {
+                constexpr int kCount = decltype(count)::value;
+                Sums<kCount> sums = {};
+                Math::multiply(sums, dc, 0, dz_stride, steps, transposed, group);
+                for (int t = 0; t < kCount; ++t)
                     for (int r = 0; r < 4; ++r) {
                         const int64_t i = first + lane / 4 + 8 * (r / 2);
                         const int d = (group + t) * 8 + 2 * (lane % 4) + r % 2;
                         if (i < queries && d < dim)
                             grad_query.store(i * dim + d, narrow<S>(sums[t][r] + query_gradient[i * dim + d]));
                     }
-            }
+            });
         RowProduct<S> product{dc, q, dz_stride, 0, columns, stride, 0, dim};
         for (product.n = 0; product.n < columns; product.n += 16)
-            for (product.column = 0; product.column < dim; product.column += 8 * kTiles) {
-                Sums sums = {};
+            for_groups(dim8 / 8, [&](int group, auto count) {
+                constexpr int kCount = decltype(count)::value;
+                Sums<kCount> sums = {};
+                product.column = 8 * group;
                 Math::multiply_rows(sums, product, kRowsPerWarp);
-                for (int t = 0; t < kTiles; ++t)
+                for (int t = 0; t < kCount; ++t)
                     for (int r = 0; r < 4; ++r) {
                         const int n = product.n + lane / 4 + 8 * (r / 2);
                         const int d = product.column + 8 * t + 2 * (lane % 4) + r % 2;
@@ -126,7 +131,7 @@ __global__ void query_gradients(Global<const typename Math::Storage> query, int6
                         const int64_t to = first_gradient + int64_t(n) * dim + d;
                         first_query.store(to, first_query[to] + sums[t][r]);
                     }
-            }
+            });
         __syncwarp();
     }
 }
@@ -142,23 +147,24 @@ __global__ void sum_blocks(Global<const float> parts, int64_t blocks, int64_t si
 
 // Gradient of the first layer's weight [H1, columns.total]. With keys = d(Wk - Wd) and query = d(Wq + Wd), which share
 // the difference's columns: dWk = keys, dWq = query, dWd = query - keys.
-__global__ void write_first_gradient(FeatureColumns columns, int width, int padded, int dim,
-                                     Global<const float> gradient,     // [2, padded, D]
+__global__ void write_first_gradient(FeatureColumns columns, int width, int padded, int dim, int stride,
+                                     Global<const float> gradient,     // [2, padded, stride]
                                      Global<const float> first_query,  // [padded, D]
                                      Global<float> out) {
     const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (at >= width * columns.total) return;
-    const int64_t n = at / columns.total, column = at % columns.total, from = n * dim + column % dim;
+    const int64_t n = at / columns.total, column = at % columns.total;
+    const int64_t from = n * stride + column % dim, from_query = n * dim + column % dim;
     float value = 0.0f;
     if (columns.outer && column >= columns.products) return;  // dWo is there already
     if (column < columns.keys)
-        value = first_query[from];
+        value = first_query[from_query];
     else if (column < columns.keys + dim)
         value = gradient[from];
     else if (column >= columns.products)
-        value = gradient[int64_t(padded) * dim + from];
+        value = gradient[int64_t(padded) * stride + from];
     else
-        value = first_query[from] - gradient[from];
+        value = first_query[from_query] - gradient[from];
     out.store(at, value);
 }
 
@@ -278,9 +284,11 @@ void finish_backward(const LocalActivation& call, const BackwardPlan& plan, Stre
     sum(plan.first_query_gradients, plan.query_blocks, first_query_size, plan.first_query_sums);
 
     const FeatureColumns features = feature_columns(call);
+    const int first_stride = sizes.folded ? dim : plan.gradient_stride[0];
     launch("write_first_gradient", write_first_gradient, Grid{ceil_div(sizes.width[0] * features.total, 256)}, 256, 0,
-           stream, features, sizes.width[0], columns, dim,
-           Global<const float>(floats(sizes.folded ? plan.fold.sums : plan.gradient_sums), 2 * first_query_size),
+           stream, features, sizes.width[0], columns, dim, first_stride,
+           Global<const float>(floats(sizes.folded ? plan.fold.sums : plan.gradient_sums),
+                               2 * int64_t(columns) * first_stride),
            Global<const float>(floats(plan.first_query_sums), first_query_size),
            Global<float>(call.layers[0].grad_weight, sizes.width[0] * features.total));
     const Writer write{stream};
@@ -295,7 +303,7 @@ void finish_backward(const LocalActivation& call, const BackwardPlan& plan, Stre
         of_channels(1, layer.grad_param);
         of_channels(2, layer.grad_u), of_channels(3, layer.grad_u_u);
         if (l > 0)
-            write(floats(plan.gradient_sums) + plan.gradient_layer[l], sizes.padded[l - 1], sizes.width[l],
+            write(floats(plan.gradient_sums) + plan.gradient_layer[l], plan.gradient_stride[l], sizes.width[l],
                   sizes.width[l - 1], layer.grad_weight);
     }
     if (call.hidden == 0) return;

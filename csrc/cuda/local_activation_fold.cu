@@ -59,48 +59,53 @@ __global__ void fold_candidates(Chunk chunk, UnitSizes sizes, FirstWeight weight
     constexpr int kParts = kOuter && sizeof(S) == 2 ? 2 : 1, kPerWord = int(4 / sizeof(S));  // as in the plan
     const int h = int(blockIdx.y), dim = sizes.dim, stride = sizes.stride[0], lane = int(threadIdx.x) % 32;
     const int first_row = int(threadIdx.x) / 32 * kRowsPerWarp, steps = sizes.steps[0];
-    const int padded = sizes.padded[0], deep_steps = (padded + Math::kDepth - 1) / Math::kDepth;
-    const int dim8 = (dim + 7) / 8 * 8, columns = dim8 > sizes.dim_padded ? dim8 : sizes.dim_padded;
+    const int padded = sizes.padded[0], dim8 = (dim + 7) / 8 * 8;
+    const int columns = dim8 > sizes.dim_padded ? dim8 : sizes.dim_padded;
+    const PackedOrder order{padded / 8, steps}, transposed_order{dim8 / 8, (padded + Math::kDepth - 1) / Math::kDepth};
     const int64_t first = chunk.begin + int64_t(blockIdx.x) * candidates_per_block();
     const Shared<S> tile(0, candidates_per_block() * stride);
     load_rows<Math>(tile, sizes, [&](int row, int column) {
         return first + row < chunk.end ? widen(query[(first + row) * dim + column]) : 0.0f;
     });
-    for (int group = 0; group < columns / 8; group += kTiles) {
-        Sums sums = {};
-        if (kOuter && h < sizes.width[0])
-            Math::multiply(sums, tile, first_row * stride, stride, steps,
-                           outer.part(h * plan.outer_words, plan.outer_words), group, dim8 / 8);
-        // Sums stay in registers only where every index is known; without them copies of the body take minutes to
-        // compile.
-#pragma unroll(kOuter ? 2 * kTiles : 1)
-        for (int at = 0; at < 2 * kTiles; ++at) {
-            const int t = at / 2, c = at % 2, d = (group + t) * 8 + 2 * (lane % 4) + c;
-            if (d >= columns) continue;
-            const float key = weight.keys(h, d), product = kOuter ? 0.0f : weight.products(h, d);
-            const int64_t to = Math::position(d, h, steps), to_transposed = Math::position(h, d, deep_steps);
+    // Column d, with what the queries of the lane's two rows add.
+    const auto store = [&](int d, const float (&by_query)[2]) {
+        const float key = weight.keys(h, d);
+        const int64_t to = Math::position(d, h, order), to_transposed = Math::position(h, d, transposed_order);
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = first_row + lane / 4 + 8 * half;
-                const int64_t i = first + row - chunk.begin;
-                if (first + row >= chunk.end) continue;
-                float by_query = 0.0f;
-                if (kOuter)
-                    by_query = sums[t][2 * half + c];
-                else if (d < dim)
-                    by_query = product * widen(tile[row * stride + d]);
-                const S value = Math::rounded(key + by_query);
-                if (h < padded && d < sizes.dim_padded) {
-                    matrices.store(i * kParts * plan.words * kPerWord + to, value);
-                    if (kParts == 2)
-                        matrices.store((i * kParts + 1) * plan.words * kPerWord + to,
-                                       Math::rounded(key + by_query - widen(value)));
-                }
-                if (transposed && d < dim8)
-                    transposed.store(i * plan.transposed_words * kPerWord + to_transposed, value);
+        for (int half = 0; half < 2; ++half) {
+            const int row = first_row + lane / 4 + 8 * half;
+            const int64_t i = first + row - chunk.begin;
+            if (first + row >= chunk.end) continue;
+            const float sum = key + by_query[half];
+            const S value = Math::rounded(sum);
+            if (h < padded && d < sizes.dim_padded) {
+                matrices.store(i * kParts * plan.words * kPerWord + to, value);
+                if (kParts == 2)
+                    matrices.store((i * kParts + 1) * plan.words * kPerWord + to, Math::rounded(sum - widen(value)));
             }
+            if (transposed && d < dim8) transposed.store(i * plan.transposed_words * kPerWord + to_transposed, value);
         }
-    }
+    };
+    if constexpr (kOuter)
+        for_groups(dim8 / 8, [&](int group, auto count) {
+            constexpr int kCount = decltype(count)::value;
+            Sums<kCount> sums = {};
+            if (h < sizes.width[0])
+                Math::multiply(sums, tile, first_row * stride, stride, steps,
+                               outer.part(h * plan.outer_words, plan.outer_words), group);
+#pragma unroll
+            for (int t = 0; t < kCount; ++t)
+#pragma unroll
+                for (int c = 0; c < 2; ++c) store((group + t) * 8 + 2 * (lane % 4) + c, {sums[t][c], sums[t][2 + c]});
+        });
+    for (int d = (kOuter ? dim8 : 0) + 2 * (lane % 4); d < columns; d += 8)
+        for (int c = 0; c < 2; ++c) {
+            const bool there = !kOuter && d + c < dim;
+            const float product = there ? weight.products(h, d + c) : 0.0f;
+            const int at = (first_row + lane / 4) * stride + d + c;
+            store(d + c,
+                  {there ? product * widen(tile[at]) : 0.0f, there ? product * widen(tile[at + 8 * stride]) : 0.0f});
+        }
 }
 
 // shares[share] (+)= sums over a share of the chunk's candidates of dA_i, and of dA_i diag(q_i) but for outer features.
@@ -140,24 +145,29 @@ __global__ void outer_query_gradient(Chunk chunk, UnitSizes sizes, FoldPlan plan
                                      Global<float> query_gradient) {
     using S = typename Math::Storage;
     const int dim = sizes.dim, stride = sizes.stride[0], lane = int(threadIdx.x) % 32;
-    const int first_row = int(threadIdx.x) / 32 * kRowsPerWarp, group = int(blockIdx.y) * kTiles;
+    const int first_row = int(threadIdx.x) / 32 * kRowsPerWarp, first_tile = int(blockIdx.y) * kTiles;
+    const int left = (dim + 7) / 8 - first_tile;
     const int64_t first = int64_t(blockIdx.x) * candidates_per_block(), candidates = chunk.end - chunk.begin;
     const Shared<S> tile(0, candidates_per_block() * stride);
-    Sums sums = {};
-    for (int h = 0; h < sizes.width[0]; ++h) {
-        load_rows<Math>(tile, sizes, [&](int row, int column) {
-            return first + row < candidates ? gradients[(first + row) * plan.cells + int64_t(h) * dim + column] : 0.0f;
-        });
-        Math::multiply(sums, tile, first_row * stride, stride, sizes.steps[0],
-                       outer_transposed.part(h * plan.outer_words, plan.outer_words), group, (dim + 7) / 8);
-        __syncwarp();
-    }
-    for (int t = 0; t < kTiles; ++t)
-        for (int r = 0; r < 4; ++r) {
-            const int64_t i = first + first_row + lane / 4 + 8 * (r / 2);
-            const int j = (group + t) * 8 + 2 * (lane % 4) + r % 2;
-            if (i < candidates && j < dim) query_gradient.store((chunk.begin + i) * dim + j, sums[t][r]);
+    for_groups(left < kTiles ? left : kTiles, [&](int group, auto count) {
+        constexpr int kCount = decltype(count)::value;
+        Sums<kCount> sums = {};
+        for (int h = 0; h < sizes.width[0]; ++h) {
+            load_rows<Math>(tile, sizes, [&](int row, int column) {
+                return first + row < candidates ? gradients[(first + row) * plan.cells + int64_t(h) * dim + column]
+                                                : 0.0f;
+            });
+            Math::multiply(sums, tile, first_row * stride, stride, sizes.steps[0],
+                           outer_transposed.part(h * plan.outer_words, plan.outer_words), first_tile + group);
+            __syncwarp();
         }
+        for (int t = 0; t < kCount; ++t)
+            for (int r = 0; r < 4; ++r) {
+                const int64_t i = first + first_row + lane / 4 + 8 * (r / 2);
+                const int j = (first_tile + group + t) * 8 + 2 * (lane % 4) + r % 2;
+                if (i < candidates && j < dim) query_gradient.store((chunk.begin + i) * dim + j, sums[t][r]);
+            }
+    });
 }
 
 // dWo[h, j, d] += sum_i q_ij dA_i[h, d] of one h and 16 j; a warp per 40 d.
@@ -172,17 +182,18 @@ __global__ void outer_weight_gradient(Chunk chunk, UnitSizes sizes, FoldPlan pla
     const Shared<S> left(0, kRowsPerWarp * 16), right(uint32_t(kRowsPerWarp * 16 * sizeof(S)), kRowsPerWarp * stride);
     for (int from = 0; from < dim; from += kThreads / 32 * 8 * kTiles) {
         const RowProduct<S> product{left, right, 16, 0, width, stride, from + warp * 8 * kTiles, dim};
-        Sums sums = {};
+        Sums<kTiles> sums = {};
         for (int64_t first = chunk.begin; first < chunk.end; first += kRowsPerWarp) {
             for (int at = int(threadIdx.x); at < kRowsPerWarp * 16; at += kThreads) {
                 const int64_t i = first + at / 16;
                 left.store(at, i < chunk.end && at % 16 < width ? query[i * dim + first_j + at % 16] : S{});
             }
-            for (int at = int(threadIdx.x); at < kRowsPerWarp * dim; at += kThreads) {
-                const int64_t i = first + at / dim - chunk.begin;
-                const bool there = first + at / dim < chunk.end;
-                right.store(at / dim * stride + at % dim,
-                            narrow<S>(there ? gradients[i * plan.cells + int64_t(h) * dim + at % dim] : 0.0f));
+            for (int at = int(threadIdx.x); at < kRowsPerWarp * sizes.dim_padded; at += kThreads) {
+                const int row = at / sizes.dim_padded, d = at % sizes.dim_padded;
+                const int64_t i = first + row - chunk.begin;
+                const bool there = first + row < chunk.end && d < dim;
+                right.store(row * stride + d,
+                            narrow<S>(there ? gradients[i * plan.cells + int64_t(h) * dim + d] : 0.0f));
             }
             __syncthreads();
             if (product.column < dim) Math::multiply_rows(sums, product, kRowsPerWarp);

@@ -19,9 +19,10 @@ __global__ void __launch_bounds__(128, 4) unit_forward(const ForwardCall<typenam
     const Shared<float> score = floats(at.score, rows), weight = floats(call.plan.weight, rows),
                         segment_top = floats(call.plan.top, rows), pooled = floats(call.plan.pooled, sizes.dim);
     const int64_t statistics = int64_t(blockIdx.x) * (2 * sizes.padded_sum + 1);
-    const int columns = collected < 0 ? 0 : sizes.padded[collected], z_stride = columns + 1;
+    const int columns = collected < 0 ? 0 : sizes.padded[collected],
+              z_stride = collected < 0 ? 0 : sizes.z_stride[collected];
     const Shared<float> mean = floats(call.plan.mean, columns), square = floats(call.plan.square, columns),
-                        z = floats(call.plan.z, collected < 0 ? 0 : rows * z_stride);
+                        z = floats(call.plan.z, rows * z_stride);
     int64_t seen = 0;  // rows in the statistics
     if (collected >= 0 && call.resume) {
         seen = int64_t(call.statistics[statistics + 2 * columns]);
@@ -39,13 +40,12 @@ __global__ void __launch_bounds__(128, 4) unit_forward(const ForwardCall<typenam
         const Shared<int> candidates = loader.candidates_of(stage);
         const int valid = loader.valid(slot, range.end, candidates);
         float part[2] = {0.0f, 0.0f};
-        mlp.run(stage, collected < 0 ? sizes.layers : collected + 1, part,
-                [&](int layer, const LanePosition& position, float value) {
-                    if (layer == collected) z.store(position.row * z_stride + position.column, value);
-                });
+        mlp.run(stage, collected < 0 ? sizes.layers : collected + 1, part, [&](int layer, int group, const auto& sums) {
+            if (layer == collected) store_sums(sums, group, z, z_stride);
+        });
         if (collected >= 0) {
             __syncthreads();
-            add_statistics(z, columns, valid, seen, mean, square);
+            add_statistics(z, z_stride, columns, valid, seen, mean, square);
             seen += valid;
             return;
         }

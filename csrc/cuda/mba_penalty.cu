@@ -82,7 +82,7 @@ void mba_penalty_forward(const MbaPenalty& call, Stream stream) {
     auto* const partials = carved<double>(call.workspace, plan.partials);
     with_dtype(call.dtype, [&](auto zero) {
         using T = decltype(zero);
-        with_width(call.dim, aligned_for_four<T>({call.weight}), [&](auto width) {
+        with_width(call.dim, aligned_for<4, T>({call.weight}), [&](auto width) {
             launch("penalty_partials", penalty_partials<T, width()>, Grid{plan.blocks}, kPenaltyThreads,
                    kWarps * sizeof(double), stream,
                    Global<const T>(static_cast<const T*>(call.weight), call.rows * call.dim), call.dim,
@@ -98,7 +98,7 @@ void mba_penalty_backward(const MbaPenalty& call, const float* grad, bool dense,
                           Stream stream) {
     with_dtype(call.dtype, [&](auto zero) {
         using T = decltype(zero);
-        with_width(call.dim, aligned_for_four<T>({call.weight, out}), [&](auto width) {
+        with_width(call.dim, aligned_for<4, T>({call.weight, out}), [&](auto width) {
             launch("penalty_gradient", penalty_gradient<T, width()>, Grid{ceil_div(out_rows, kWarps)}, kPenaltyThreads,
                    0, stream, Global<const T>(static_cast<const T*>(call.weight), call.rows * call.dim), call.dim,
                    CountArray{call.counts, call.rows}, Global<const int64_t>(call.unique, call.entries),

@@ -78,6 +78,51 @@ __device__ inline uint16_t bf16_from_float(float x) {
 #endif
 }
 
+// The same of two, `low` in the lower half.
+__device__ inline uint32_t bf16x2_from_floats(float low, float high) {
+#ifdef DIN_KERNELS_EMULATE
+    return uint32_t(bf16_from_float(low)) | uint32_t(bf16_from_float(high)) << 16;
+#else
+    uint32_t bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+#endif
+}
+
+__device__ inline uint32_t fp16x2_from_floats(float low, float high) {
+#ifdef DIN_KERNELS_EMULATE
+    return uint32_t(fp16_from_float(low)) | uint32_t(fp16_from_float(high)) << 16;
+#else
+    uint32_t bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+#endif
+}
+
+// Products of two bf16 each, rounded once: in fp32 they are exact. sm_80 has no multiplication, so -0 is added.
+__device__ inline uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
+#ifdef DIN_KERNELS_EMULATE
+    const auto element = [](uint32_t word, int half) { return float_from_bits(word >> (16 * half) << 16); };
+    return bf16x2_from_floats(element(a, 0) * element(b, 0), element(a, 1) * element(b, 1));
+#else
+    uint32_t product;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000));
+    return product;
+#endif
+}
+
+// The same for fp16.
+__device__ inline uint32_t multiply_fp16x2(uint32_t a, uint32_t b) {
+#ifdef DIN_KERNELS_EMULATE
+    const auto element = [](uint32_t word, int half) { return float_from_fp16(uint16_t(word >> (16 * half))); };
+    return fp16x2_from_floats(element(a, 0) * element(b, 0), element(a, 1) * element(b, 1));
+#else
+    uint32_t product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+#endif
+}
+
 // fp32 to tf32, to nearest, ties away from zero: 10 bits of fraction, the rest 0.
 __device__ inline uint32_t tf32_from_float(float x) {
 #ifdef DIN_KERNELS_EMULATE
@@ -148,6 +193,18 @@ __device__ inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t shared_address) {
     emulation::ldmatrix_x4(d, shared_address, __LINE__);
 #else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(shared_address)
+                 : "memory");
+#endif
+}
+
+// The same of 16-bit elements, each matrix transposed: a lane gets rows 2 (lane % 4) and the next of column lane / 4.
+__device__ inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t shared_address) {
+#ifdef DIN_KERNELS_EMULATE
+    emulation::ldmatrix_x4_trans(d, shared_address, __LINE__);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                  : "r"(shared_address)
                  : "memory");

@@ -235,7 +235,7 @@ void sparse_update(const SparseUpdate& call, Stream stream) {
                              grads,
                              Global<const float>(partials, partials_size)};
         const bool aligned =
-            aligned_for_four<T>({call.weight, call.grads}) && aligned_for_four<float>({call.first, call.second});
+            aligned_for<4, T>({call.weight, call.grads}) && aligned_for<4, float>({call.first, call.second});
         with_width(call.dim, aligned, [&](auto width) {
             launch("sum_chunks", sum_chunks<T, width()>, Grid{ceil_div(plan.chunks, kWarps)}, kUpdateThreads, 0, stream,
                    IdArray{call.ids, call.entries}, Ranks(plan.unique, call.workspace), groups, grads, call.dim,

@@ -1,6 +1,8 @@
 // Activations of the unit and their derivatives, on one element.
 #pragma once
 
+#include <type_traits>
+
 #include "din_kernels/local_activation.h"
 #include "ptx.cuh"
 
@@ -24,6 +26,28 @@ __device__ float tanh_of(float x) {
 struct ChannelParams {
     float slope_or_alpha, mean, rstd;
 };
+struct ChannelPair {
+    ChannelParams at[2];
+};
+
+// body(kind) with the activation as a constant, so that loops over elements do not branch on it.
+template <typename Body>
+__device__ void with_activation(Activation activation, const Body& body) {
+    switch (activation) {
+        case Activation::kSigmoid:
+            return body(std::integral_constant<Activation, Activation::kSigmoid>{});
+        case Activation::kRelu:
+            return body(std::integral_constant<Activation, Activation::kRelu>{});
+        case Activation::kPrelu:
+            return body(std::integral_constant<Activation, Activation::kPrelu>{});
+        case Activation::kTanh:
+            return body(std::integral_constant<Activation, Activation::kTanh>{});
+        case Activation::kDice:
+            return body(std::integral_constant<Activation, Activation::kDice>{});
+        case Activation::kIdentity:
+            return body(std::integral_constant<Activation, Activation::kIdentity>{});
+    }
+}
 
 template <bool kApproximate>
 __device__ float activate(Activation activation, float z, const ChannelParams& c) {

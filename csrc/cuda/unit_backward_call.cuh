@@ -9,6 +9,7 @@ namespace din_kernels::cuda {
 template <typename S, bool kFolded>
 struct BackwardCall : UnitCall<S, kFolded> {
     bool dice;
+    bool pairs;  // D is even, and rows of all arrays [.., D] can be read and written two elements at a time
     BackwardPlan plan;
     Global<const uint32_t> keys_transposed, products_transposed;  // packed [H1, D]; null where folded
     Global<const uint32_t> matrices_transposed;                   // packed A_i^T [chunk, H1, D]; null where not
@@ -36,7 +37,7 @@ struct BackwardShared {
         return Shared<float>(uint32_t(offset), int(size));
     }
     __device__ Shared<float> z(int layer) const {
-        return floats(plan.z[layer], plan.tile.rows * (plan.sizes.padded[layer] + 1));
+        return floats(plan.z[layer], plan.tile.rows * plan.sizes.z_stride[layer]);
     }
     template <typename S>
     __device__ Shared<S> dz(int layer) const {
@@ -45,7 +46,7 @@ struct BackwardShared {
     __device__ Shared<float> weight() const { return floats(plan.weight, plan.tile.rows); }
     __device__ Shared<float> ds() const { return floats(plan.ds, plan.tile.rows); }
     __device__ Shared<float> contribution() const {
-        return floats(plan.contribution, plan.sizes.folded ? 0 : plan.tile.rows * (plan.sizes.dim + 1));
+        return floats(plan.contribution, plan.sizes.folded ? 0 : plan.tile.rows * plan.contribution_stride);
     }
     __device__ Shared<float> scratch() const {
         return floats(plan.scratch, kColumnSums * plan.tile.warps * plan.widest);

@@ -16,10 +16,12 @@ struct BackwardPlan {
     int dim8;       // D rounded up to 8
     int widest;     // of the padded widths
     int dz_stride;  // elements between rows of the dz tiles
+    int contribution_stride;
     // Per candidate the gradient of c_i, padded H1, and that of q_i by q * k, D, or folded that of A_i, padded H1 * D.
     int query_width;
-    // Gradients of [k, q * k] and of the layers, side by side: [padded H1, D] twice, [padded H, padded H before].
-    // Folded, the gradient of the block's present A_i stands for the first two.
+    // Gradients of [k, q * k] and of the layers, side by side: [padded H1, D] twice, [padded H, padded H before], their
+    // rows gradient_stride apart. Folded, the gradient of the block's present A_i stands for the first two.
+    int gradient_stride[kMaxHidden];
     int64_t gradient_layer[kMaxHidden], gradient_size;
     int64_t columns_size;  // kColumnSums * padded_sum + 1: the last is the output's bias
     // byte offsets in shared memory
@@ -43,16 +45,18 @@ struct BackwardPlan {
 inline BackwardPlan share_backward(const UnitSizes& s, int warps, int stages, bool gradient_in_shared) {
     BackwardPlan p{};
     p.sizes = s, p.tile = share_tile(s, warps, stages), p.bytes = p.tile.bytes;
-    const int64_t cells = int64_t(s.padded[0]) * s.dim;
-    p.dim8 = int(round_up(s.dim, 8)), p.query_width = int(s.padded[0] + (s.folded ? cells : s.dim));
-    p.gradient_size = s.folded ? cells : 2 * cells;
+    p.dim8 = int(round_up(s.dim, 8));
+    p.query_width = int(s.padded[0] + (s.folded ? int64_t(s.padded[0]) * s.dim : s.dim));
+    p.gradient_stride[0] = pair_stride(s.dim);
+    p.gradient_size = (s.folded ? 1 : 2) * int64_t(s.padded[0]) * p.gradient_stride[0];
     int64_t deepest = 0;
     for (int l = 0; l < s.layers; ++l) {
         p.widest = std::max(p.widest, s.padded[l]);
         deepest = std::max(deepest, round_up(s.padded[l], s.depth));
         if (l == 0) continue;
+        p.gradient_stride[l] = pair_stride(s.padded[l - 1]);
         p.gradient_layer[l] = p.gradient_size;
-        p.gradient_size += int64_t(s.padded[l]) * s.padded[l - 1];
+        p.gradient_size += int64_t(s.padded[l]) * p.gradient_stride[l];
     }
     p.dz_stride = conflict_free(deepest, s.element_bytes);
     p.columns_size = kColumnSums * s.padded_sum + 1;
@@ -62,10 +66,11 @@ inline BackwardPlan share_backward(const UnitSizes& s, int warps, int stages, bo
         return begin;
     };
     const int64_t rows = p.tile.rows;
-    for (int l = 0; l < s.layers; ++l) p.z[l] = add(rows * (s.padded[l] + 1));
+    for (int l = 0; l < s.layers; ++l) p.z[l] = add(rows * s.z_stride[l]);
     for (int64_t& dz : p.dz) dz = add(rows * p.dz_stride, s.element_bytes);
     p.weight = add(rows), p.ds = add(rows);
-    if (!s.folded) p.contribution = add(rows * (s.dim + 1));
+    p.contribution_stride = pair_stride(s.dim);
+    if (!s.folded) p.contribution = add(rows * p.contribution_stride);
     p.scratch = add(int64_t(kColumnSums) * p.tile.warps * p.widest);
     p.column_sums = add(p.columns_size), p.query_sums = add(s.folded ? s.padded[0] : p.query_width);
     p.gradient_in_shared = gradient_in_shared;

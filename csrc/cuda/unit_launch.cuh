@@ -22,7 +22,7 @@ UnitCall<S, kFolded> unit_call(const LocalActivation& call, const Plan& plan) {
     return {unit_weights(call, plan.sizes, plan.work, plan.fold),
             tile_loader<S, kFolded>(call, plan.sizes, plan.tile, plan.work),
             Global<const S>(query, call.queries * call.dim),
-            call.dim % 4 == 0 && aligned_for_four<S>({query}),
+            call.dim % 4 == 0 && aligned_for<4, S>({query}),
             call.normalize == Normalize::kSoftmax,
             call.scale,
             Global<const int64_t>(call.pair_begin, call.queries)};

@@ -31,6 +31,7 @@ struct UnitSizes {
     int width[kMaxHidden], padded[kMaxHidden];  // H, H rounded up to 8
     int steps[kMaxHidden];                      // of the layer's product; of layer 0 for each half of [k, q * k]
     int stride[kMaxHidden];                     // elements between rows of the layer's input tile
+    int z_stride[kMaxHidden];                   // elements between rows of its z, where shared memory has them
     int padded_sum, padded_first[kMaxHidden];   // of the padded widths, laid side by side
     int dim, dim_padded;
     bool folded;
@@ -40,6 +41,10 @@ struct UnitSizes {
 inline int conflict_free(int64_t elements, int element_bytes) {
     return int((ceil_div(elements * element_bytes, 16) | 1) * 16 / element_bytes);
 }
+
+// Rows of fp32 that lanes read and write two neighbours at a time, as sums lie in registers: 8 or 24 words apart modulo
+// 32, the four rows of half a warp lie in different banks.
+inline int pair_stride(int64_t elements) { return int((elements + 7) / 16 * 16 + 8); }
 
 // Candidates of a call: a tile numbers them in 32 bits. Pairs are counted in 64.
 constexpr int64_t kMaxQueries = (int64_t(1) << 31) - 1;
@@ -59,6 +64,7 @@ inline UnitSizes unit_sizes(const LocalActivation& call) {
         const int64_t in = l == 0 ? s.dim_padded : round_up(s.padded[l - 1], s.depth);
         s.steps[l] = int(in / s.depth);
         s.stride[l] = conflict_free(in, s.element_bytes);
+        s.z_stride[l] = pair_stride(s.padded[l]);
         s.padded_first[l] = s.padded_sum;
         s.padded_sum += s.padded[l];
     }
@@ -231,7 +237,7 @@ inline ForwardPlan plan_forward(const LocalActivation& call, const DeviceLimits&
             p.weight = add(p.tile.rows), p.top = add(p.tile.rows), p.pooled = add(sizes.dim);
             if (call.dice_training) {
                 const int widest = *std::max_element(sizes.padded, sizes.padded + sizes.layers);
-                p.z = add(int64_t(p.tile.rows) * (widest + 1)), p.mean = add(widest), p.square = add(widest);
+                p.z = add(int64_t(p.tile.rows) * pair_stride(widest)), p.mean = add(widest), p.square = add(widest);
             }
             return p;
         });

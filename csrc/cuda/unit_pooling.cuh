@@ -112,13 +112,13 @@ __device__ void weigh(const ForwardCall<S, kFolded>& call, const Pooling<S, kFol
     }
 }
 
-// Mean and sum of squared deviations of the columns of z [valid, columns], joined to those of the rows before.
-__device__ inline void add_statistics(const Shared<float>& z, int columns, int valid, int64_t before,
+// Mean and sum of squared deviations of the columns of z [valid, stride], joined to those of the rows before.
+__device__ inline void add_statistics(const Shared<float>& z, int stride, int columns, int valid, int64_t before,
                                       const Shared<float>& mean, const Shared<float>& square) {
     for (int column = int(threadIdx.x); column < columns; column += int(blockDim.x)) {
         Moments all;
         if (before) all = {float(before), mean[column], square[column]};
-        for (int row = 0; row < valid; ++row) all.add(z[row * (columns + 1) + column], 1.0f / float(before + row + 1));
+        for (int row = 0; row < valid; ++row) all.add(z[row * stride + column], 1.0f / float(before + row + 1));
         mean.store(column, all.mean), square.store(column, all.square);
     }
 }

@@ -25,7 +25,8 @@ __global__ void pack(PackJobs jobs) {
     const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, words = jobs.words[job];
     if (at >= words * source.count) return;
     const int64_t begin = source.first + at / words * source.apart;
-    jobs.packed[job].store(at, Math::word(at % words, jobs.steps[job], [&](int64_t k, int64_t n) {
+    const PackedOrder order{words / (Math::kWords * jobs.steps[job]), jobs.steps[job]};
+    jobs.packed[job].store(at, Math::word(at % words, order, [&](int64_t k, int64_t n) {
                                if (k >= source.in || n >= source.out) return 0.0f;
                                const int64_t row = source.transposed ? k : n, column = source.transposed ? n : k;
                                const float first = typed_at(source.weight, row * source.leading + begin + column);
@@ -112,20 +113,17 @@ __global__ void query_constants(Global<const typename Math::Storage> query,  // 
         tile.store(at / columns * stride + column, there ? query[row * sizes.dim + column] : S{});
     }
     __syncwarp();
-    const int tiles = sizes.padded[0] / 8;
-    for (int group = 0; group < tiles; group += kTiles) {
-        Sums sums = {};
-        Math::multiply(sums, tile, 0, stride, sizes.steps[0], matrix, group, tiles);
-#pragma unroll
-        for (int t = 0; t < kTiles; ++t) {
-            if (group + t >= tiles) break;
+    for_groups(sizes.padded[0] / 8, [&](int group, auto count) {
+        constexpr int kCount = decltype(count)::value;
+        Sums<kCount> sums = {};
+        Math::multiply(sums, tile, 0, stride, sizes.steps[0], matrix, group);
+        for (int t = 0; t < kCount; ++t)
             for (int r = 0; r < 4; ++r) {
                 const int64_t row = first + lane / 4 + 8 * (r / 2);
                 const int column = (group + t) * 8 + 2 * (lane % 4) + r % 2;
                 if (row < queries) constants.store(row * sizes.padded[0] + column, sums[t][r] + bias[column]);
             }
-        }
-    }
+    });
 }
 
 }  // namespace

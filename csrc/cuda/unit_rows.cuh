@@ -7,6 +7,20 @@
 
 namespace din_kernels::cuda {
 
+// Threads over rows of pieces, without a division by the number of pieces: a power of two of them stands side by side
+// in a row, as many as there are pieces or, if those are no power of two, a few more, which have nothing to do.
+struct RowThreads {
+    int threads, shift;
+
+    __device__ RowThreads(int pieces, int threads)
+        : threads(threads), shift(32 - __clz((pieces < threads ? pieces : threads) - 1)) {}
+    __device__ int row(int thread) const { return thread >> shift; }
+    __device__ int piece(int thread) const { return thread & ((1 << shift) - 1); }
+    // Rows, and pieces of a row, that the threads take at once.
+    __device__ int rows() const { return threads >> shift; }
+    __device__ int pieces() const { return 1 << shift; }
+};
+
 // Rows of one or several tables, read by element.
 template <typename S>
 struct TableRows {
@@ -188,16 +202,17 @@ struct TileLoader {
         for (int k = 0; k < source.tables.tables; ++k) {
             const int width = int(source.tables.width[k]);
             const Global<const S> table = source.table(k);
-            const int pieces = source.vector ? width / kPiece : width;
-            for (int at = int(threadIdx.x); at < rows * pieces; at += threads) {
-                const int tile_row = at / pieces, piece = at % pieces;
-                const int64_t entry = source_rows[tile_row];
-                if (source.vector) {
-                    const int64_t from = entry < 0 ? 0 : source.row_of(k, entry) * width + piece * kPiece;
-                    copy_async_16(to, tile_row * stride + column + piece * kPiece, table, from, entry < 0 ? 0 : kPiece);
-                } else {
-                    const S value = entry < 0 ? S{} : table[source.row_of(k, entry) * width + piece];
-                    to.store(tile_row * stride + column + piece, value);
+            const int pieces = source.vector ? width / kPiece : width, mine = int(threadIdx.x);
+            const RowThreads split(pieces, threads);
+            for (int row = split.row(mine); row < rows; row += split.rows()) {
+                const int64_t entry = source_rows[row], from = entry < 0 ? 0 : source.row_of(k, entry) * width;
+                const int to_row = row * stride + column;
+                for (int piece = split.piece(mine); piece < pieces; piece += split.pieces()) {
+                    if (source.vector)
+                        copy_async_16(to, to_row + piece * kPiece, table, from + piece * kPiece,
+                                      entry < 0 ? 0 : kPiece);
+                    else
+                        to.store(to_row + piece, entry < 0 ? S{} : table[from + piece]);
                 }
             }
             column += width;

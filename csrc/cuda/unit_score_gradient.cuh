@@ -6,22 +6,52 @@
 
 namespace din_kernels::cuda {
 
+// Sums of 16 values over the lanes: lane l gets that of values[l % 16]. Lanes halve the values that they hold at every
+// exchange, so there are 16 of them in place of 5 for each value.
+__device__ inline float sum_of_16(float (&values)[16]) {
+    const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int count = 8; count > 0; count /= 2) {
+        const bool upper = lane & count;
+#pragma unroll
+        for (int v = 0; v < count; ++v) {
+            const float mine = upper ? values[v + count] : values[v], other = upper ? values[v] : values[v + count];
+            values[v] = mine + __shfl_xor_sync(~0u, other, count);
+        }
+    }
+    return values[0] + __shfl_xor_sync(~0u, values[0], 16);
+}
+
 // w and ds of the warp's rows; 0 for rows that only count in Dice's statistics. Under softmax ds comes in place of the
-// score, for SoftmaxResidual.
+// score, for SoftmaxResidual. dw of all rows first, then a lane per row.
 template <typename S, bool kFolded>
 __device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardShared& shared, const Shared<S>& keys,
                            const Shared<int>& candidates, const Shared<int64_t>& source_rows,
                            const Shared<float>& score, int64_t slot) {
+    static_assert(kRowsPerWarp == 16);
     const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * kRowsPerWarp;
     const int dim = call.weights.sizes.dim, stride = call.weights.sizes.stride[0];
-    for (int row = first; row < first + kRowsPerWarp; ++row) {
+    float dws[kRowsPerWarp] = {};
+    const auto multiply = [&](auto width) {
+        constexpr int kWidth = decltype(width)::value;
+        for (int d = kWidth * lane; d < dim; d += kWidth * 32)
+#pragma unroll
+            for (int row = 0; row < kRowsPerWarp; ++row) {
+                const int64_t i = candidates[first + row];
+                if (i < 0) continue;
+                const auto g = call.grad_pooled.template load<kWidth>(i * dim + d);
+                const auto k = keys.template load<kWidth>((first + row) * stride + d);
+                for (int e = 0; e < kWidth; ++e) dws[row] = fmaf(widen(g.at[e]), widen(k.at[e]), dws[row]);
+            }
+    };
+    if (call.pairs)
+        multiply(std::integral_constant<int, 2>{});
+    else
+        multiply(std::integral_constant<int, 1>{});
+    float dw = sum_of_16(dws);
+    if (lane < kRowsPerWarp) {
+        const int row = first + lane;
         const int64_t i = candidates[row];
-        float dw = 0.0f;
-        if (i >= 0)
-            for (int d = lane; d < dim; d += 32)
-                dw = fmaf(widen(call.grad_pooled[i * dim + d]), widen(keys[row * stride + d]), dw);
-        dw = warp_sum(dw);
-        if (lane != 0) continue;
         float w = 0.0f, ds = 0.0f;
         if (i >= 0 && call.loader.pairs.counts(source_rows[row])) {
             if (call.grad_pair_weights) {

@@ -11,20 +11,21 @@ namespace din_kernels::cuda {
 struct UnitWeights {
     UnitSizes sizes;
     Activation activation;
-    Global<const uint32_t> keys, products;  // packed [D, H1]: of k, of q * k; null where folded
-    Global<const uint32_t> matrices;        // packed parts of A_i [chunk, parts, D, H1]; null where not folded
-    int64_t matrix_words;                   // of a part
+    Global<const uint32_t> products;  // packed [D, H1]: of q * k; null where folded
+    Global<const uint32_t> matrices;  // packed parts of A_i [chunk, parts, D, H1]; null where not folded
+    int64_t matrix_words;             // of a part
     int matrix_parts;
-    Global<const uint32_t> layers[kMaxHidden];  // packed [H of l - 1, H of l] for l > 0
+    Global<const uint32_t> layers[kMaxHidden];  // packed [D, H1] of k, null where folded, and [H of l - 1, H of l]
     Global<const float> constants;              // [Q, padded H1]
     Global<const float> params;                 // [4, padded_sum]: bias, slope or alpha, mean, rstd
     Global<const float> output;                 // [padded H + 1]
 
-    __device__ ChannelParams channel(int layer, int column) const {
-        const int at = sizes.padded_first[layer] + column;
-        return {params[sizes.padded_sum + at], params[2 * sizes.padded_sum + at], params[3 * sizes.padded_sum + at]};
+    // Of channels `at`, counted over all layers, and at + 1.
+    __device__ ChannelPair channels(int at) const {
+        const auto param = [&](int which) { return params.template load<2>(which * sizes.padded_sum + at); };
+        const auto slope_or_alpha = param(1), mean = param(2), rstd = param(3);
+        return {{{slope_or_alpha.at[0], mean.at[0], rstd.at[0]}, {slope_or_alpha.at[1], mean.at[1], rstd.at[1]}}};
     }
-    __device__ float bias(int layer, int column) const { return params[sizes.padded_first[layer] + column]; }
 };
 
 inline UnitWeights unit_weights(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspace& work,
@@ -37,11 +38,11 @@ inline UnitWeights unit_weights(const LocalActivation& call, const UnitSizes& si
         return Global<const float>(carved<float>(call.workspace, offset), size);
     };
     const auto layer = [&](int l) {
-        return l < sizes.layers && l > 0 ? packed(work.layer_matrix[l], sizes.padded[l - 1], sizes.width[l]) : none;
+        if (l == 0) return sizes.folded ? none : packed(work.keys_matrix, call.dim, sizes.width[0]);
+        return l < sizes.layers ? packed(work.layer_matrix[l], sizes.padded[l - 1], sizes.width[l]) : none;
     };
     return {sizes,
             call.hidden > 0 ? call.activation : Activation::kIdentity,
-            sizes.folded ? none : packed(work.keys_matrix, call.dim, sizes.width[0]),
             sizes.folded ? none : packed(work.products_matrix, call.dim, sizes.width[0]),
             Global<const uint32_t>(sizes.folded ? carved<uint32_t>(call.workspace, fold.matrices) : nullptr,
                                    fold.chunk * fold.parts * fold.words),
@@ -67,14 +68,13 @@ struct UnitCall {
     bool resume = false;               // the blocks' sums go on from those of the chunk before
 };
 
-// Where a lane's sums stand in its warp's rows: register r of tile t.
+// Where a lane's sums stand in its warp's rows: registers 2 half and 2 half + 1 of a tile are neighbours.
 struct LanePosition {
     int row, column;  // row in the block's tile, column of the layer
-    int half;         // 0 or 1: of the lane's two rows
 };
-__device__ inline LanePosition lane_position(int tile, int r) {
+__device__ inline LanePosition lane_position(int tile, int half) {
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-    return {warp * kRowsPerWarp + lane / 4 + 8 * (r / 2), tile * 8 + 2 * (lane % 4) + r % 2, r / 2};
+    return {warp * kRowsPerWarp + lane / 4 + 8 * half, tile * 8 + 2 * (lane % 4)};
 }
 
 // products[r] = q_i * k of the warp's rows; zeros where there is no pair.
@@ -82,68 +82,80 @@ template <typename S>
 __device__ void multiply_queries(const Shared<S>& keys, const Shared<S>& products, const Shared<int>& candidates,
                                  const Global<const S>& query, int dim, int stride, bool vector) {
     const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * kRowsPerWarp;
-    if (vector) {
-        for (int at = lane; at < kRowsPerWarp * (dim / 4); at += 32) {
-            const int row = first + at / (dim / 4), column = at % (dim / 4) * 4;
+    const auto multiply = [&](auto width) {
+        constexpr int kWidth = decltype(width)::value;
+        const RowThreads threads(dim / kWidth, 32);
+#pragma unroll 4
+        for (int row = first + threads.row(lane); row < first + kRowsPerWarp; row += threads.rows()) {
             const int64_t i = candidates[row];
-            Vector<S, 4> product{};
-            if (i >= 0) {
-                const auto q = query.template load<4>(i * dim + column);
-                const auto k = keys.template load<4>(row * stride + column);
-                for (int e = 0; e < 4; ++e) product.at[e] = narrow<S>(widen(q.at[e]) * widen(k.at[e]));
+            for (int column = threads.piece(lane) * kWidth; column < dim; column += threads.pieces() * kWidth) {
+                Vector<S, kWidth> both{};
+                if (i >= 0)
+                    both = product(query.template load<kWidth>(i * dim + column),
+                                   keys.template load<kWidth>(row * stride + column));
+                products.template store<kWidth>(row * stride + column, both);
             }
-            products.template store<4>(row * stride + column, product);
         }
-    } else {
-        for (int at = lane; at < kRowsPerWarp * dim; at += 32) {
-            const int row = first + at / dim, column = at % dim;
-            const int64_t i = candidates[row];
-            const float product = i < 0 ? 0.0f : widen(query[i * dim + column]) * widen(keys[row * stride + column]);
-            products.store(row * stride + column, narrow<S>(product));
-        }
-    }
+    };
+    if (vector)
+        multiply(std::integral_constant<int, 4>{});
+    else
+        multiply(std::integral_constant<int, 1>{});
     __syncwarp();
 }
 
-// z of layer `layer` for the warp's rows: visit(tile within the group, register, position, z) for every sum that the
-// lane holds, padding columns among them. `chunk_begin`: the candidate of the first matrix, where folded.
+// z of layer `layer` for the warp's rows: visit(first tile, sums) for groups of tiles, padding columns among them.
+// `chunk_begin`: the candidate of the first matrix, where folded.
 template <typename Math, bool kFolded, typename Visit>
 __device__ void layer_sums(const UnitWeights& weights, int layer, const Shared<typename Math::Storage>& input,
                            const Shared<typename Math::Storage>& products, const Shared<int>& candidates,
                            int64_t chunk_begin, const Visit& visit) {
     const UnitSizes& sizes = weights.sizes;
-    const int first = int(threadIdx.x) / 32 * kRowsPerWarp * sizes.stride[layer];
-    const int tiles = sizes.padded[layer] / 8;
-    for (int group = 0; group < tiles; group += kTiles) {
-        Sums sums = {};
+    const int stride = sizes.stride[layer], first = int(threadIdx.x) / 32 * kRowsPerWarp * stride;
+    const int steps = sizes.steps[layer];
+    // What is added: the bias or, in the first layer, c_i of the row's candidate.
+    const Global<const float> constants = layer > 0 ? weights.params : weights.constants;
+    int64_t constant[2];  // of the lane's two rows; -1: there is no pair
+    for (int half = 0; half < 2; ++half) {
+        const int64_t i = candidates[lane_position(0, half).row];
+        constant[half] = layer > 0 ? sizes.padded_first[layer] : i < 0 ? -1 : i * sizes.padded[0];
+    }
+    for_groups(sizes.padded[layer] / 8, [&](int group, auto count) {
+        constexpr int kCount = decltype(count)::value;
+        Sums<kCount> sums = {};
         if (kFolded && layer == 0) {
             const int64_t words = weights.matrix_words, matrix = (candidates[0] - chunk_begin) * weights.matrix_parts;
             for (int part = 0; part < weights.matrix_parts; ++part)
-                Math::multiply(sums, input, first, sizes.stride[0], sizes.steps[0],
-                               weights.matrices.part((matrix + part) * words, words), group, tiles);
-        } else if (layer == 0) {
-            Math::multiply(sums, input, first, sizes.stride[0], sizes.steps[0], weights.keys, group, tiles);
-            Math::multiply(sums, products, first, sizes.stride[0], sizes.steps[0], weights.products, group, tiles);
+                Math::multiply(sums, input, first, stride, steps, weights.matrices.part((matrix + part) * words, words),
+                               group);
         } else {
-            Math::multiply(sums, input, first, sizes.stride[layer], sizes.steps[layer], weights.layers[layer], group,
-                           tiles);
+            Math::multiply(sums, input, first, stride, steps, weights.layers[layer], group);
+            if (layer == 0) Math::multiply(sums, products, first, stride, steps, weights.products, group);
         }
 #pragma unroll
-        for (int t = 0; t < kTiles; ++t) {
-            if (group + t >= tiles) break;
+        for (int half = 0; half < 2; ++half) {
+            if (constant[half] < 0) continue;
 #pragma unroll
-            for (int r = 0; r < 4; ++r) {
-                const LanePosition at = lane_position(group + t, r);
-                float added = 0.0f;
-                if (layer > 0) {
-                    added = weights.bias(layer, at.column);
-                } else if (candidates[at.row] >= 0) {
-                    added = weights.constants[int64_t(candidates[at.row]) * sizes.padded[0] + at.column];
-                }
-                visit(at, sums[t][r] + added);
+            for (int t = 0; t < kCount; ++t) {
+                const int column = lane_position(group + t, half).column;
+                const auto added = constants.template load<2>(constant[half] + column);
+                sums[t][2 * half] += added.at[0], sums[t][2 * half + 1] += added.at[1];
             }
         }
-    }
+        visit(group, sums);
+    });
+}
+
+// A lane's sums to fp32 rows `stride` apart, in which two neighbours are written at once.
+template <int kCount>
+__device__ void store_sums(const Sums<kCount>& sums, int group, const Shared<float>& to, int stride) {
+#pragma unroll
+    for (int t = 0; t < kCount; ++t)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const LanePosition at = lane_position(group + t, half);
+            to.template store<2>(at.row * stride + at.column, {{sums[t][2 * half], sums[t][2 * half + 1]}});
+        }
 }
 
 // A block's tile on its way through the MLP.
@@ -171,8 +183,8 @@ struct TileMlp {
         for (int layer = 1; layer < sizes.layers; ++layer) zero(hidden(layer), at.rows * sizes.stride[layer]);
     }
 
-    // Layers 0 .. end: visit(layer, position, z) sees every z, part gets the lane's share of its two rows' scores where
-    // the last layer is among them.
+    // Layers 0 .. end: visit(layer, first tile, z) sees groups of tiles of z, part gets the lane's share of its two
+    // rows' scores where the last layer is among them.
     template <typename Visit>
     __device__ void run(int stage, int end, float (&part)[2], const Visit& visit) const {
         constexpr bool kApproximate = sizeof(S) == 2;
@@ -183,17 +195,38 @@ struct TileMlp {
         if constexpr (!kFolded)
             multiply_queries(keys, products(), candidates, call.query, sizes.dim, sizes.stride[0], call.query_vector);
         for (int layer = 0; layer < end; ++layer) {
-            layer_sums<Math, kFolded>(
-                weights, layer, layer == 0 ? keys : hidden(layer), products(), candidates,
-                call.loader.pairs.slots.begin, [&](const LanePosition& position, float z) {
-                    visit(layer, position, z);
-                    const float h =
-                        activate<kApproximate>(weights.activation, z, weights.channel(layer, position.column));
-                    if (layer == sizes.layers - 1)
-                        part[position.half] = fmaf(weights.output[position.column], h, part[position.half]);
-                    else
-                        hidden(layer + 1).store(position.row * sizes.stride[layer + 1] + position.column, narrow<S>(h));
+            const bool last = layer == sizes.layers - 1;
+            const int channel = sizes.padded_first[layer], stride = last ? 0 : sizes.stride[layer + 1];
+            const Shared<S> input = layer == 0 ? keys : hidden(layer), output = last ? input : hidden(layer + 1);
+            const auto activated = [&](int group, auto& sums) {
+                constexpr int kCount = std::extent_v<std::remove_reference_t<decltype(sums)>>;
+                visit(layer, group, sums);
+                with_activation(weights.activation, [&](auto kind) {
+                    constexpr Activation kKind = decltype(kind)::value;
+#pragma unroll
+                    for (int t = 0; t < kCount; ++t) {
+                        const auto channels = weights.channels(channel + lane_position(group + t, 0).column);
+#pragma unroll
+                        for (int r = 0; r < 4; ++r)
+                            sums[t][r] = activate<kApproximate>(kKind, sums[t][r], channels.at[r % 2]);
+                    }
                 });
+#pragma unroll
+                for (int t = 0; t < kCount; ++t) {
+                    const LanePosition at = lane_position(group + t, 0);
+                    if (last) {
+                        const auto weight = weights.output.template load<2>(at.column);
+#pragma unroll
+                        for (int r = 0; r < 4; ++r) part[r / 2] = fmaf(weight.at[r % 2], sums[t][r], part[r / 2]);
+                    } else {
+                        const int to = at.row * stride + at.column;
+                        output.template store<2>(to, narrow_pair<S>(sums[t][0], sums[t][1]));
+                        output.template store<2>(to + 8 * stride, narrow_pair<S>(sums[t][2], sums[t][3]));
+                    }
+                }
+            };
+            layer_sums<Math, kFolded>(weights, layer, input, products(), candidates, call.loader.pairs.slots.begin,
+                                      activated);
             __syncwarp();
         }
     }
@@ -207,7 +240,7 @@ struct TileMlp {
             part[half] += __shfl_xor_sync(~0u, part[half], 1);
             part[half] += __shfl_xor_sync(~0u, part[half], 2);
             if (threadIdx.x % 4 == 0)
-                store(lane_position(0, 2 * half).row,
+                store(lane_position(0, half).row,
                       call.scale * (part[half] + weights.output[weights.sizes.padded[weights.sizes.layers - 1]]));
         }
     }

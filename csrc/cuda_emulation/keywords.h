@@ -68,4 +68,5 @@ inline unsigned __ballot_sync(unsigned mask, bool vote, int line = __builtin_LIN
     return votes;
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz(unsigned(bits)) : 32; }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }

@@ -76,15 +76,33 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32
         [&](int k, int column) { return widen(exchanged<Operands>(left, column * 4 + k % 4).b.registers[k / 4]); });
 }
 
+// The offsets of ldmatrix's rows, lane by lane.
+inline const unsigned char* exchange_rows(const char* operation, int line, uint32_t offset) {
+    if (offset % 16) fault("ldmatrix row at byte " + std::to_string(offset) + " is not aligned to 16 bytes");
+    if (offset + 16 > shared_size()) fault("ldmatrix row at byte " + std::to_string(offset) + " is out of bounds");
+    return exchange(operation, line, ~0u, offset);
+}
+
 // Four 8 x 8 matrices of 16-bit elements from shared memory. Lane 8 m + i brings the byte offset of row i of matrix m;
 // register m of a lane gets elements 2 (lane % 4) and the next of row lane / 4 of matrix m.
 inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t offset, int line) {
-    if (offset % 16) fault("ldmatrix row at byte " + std::to_string(offset) + " is not aligned to 16 bytes");
-    if (offset + 16 > shared_size()) fault("ldmatrix row at byte " + std::to_string(offset) + " is out of bounds");
-    const unsigned char* left = exchange("ldmatrix.x4", line, ~0u, offset);
+    const unsigned char* left = exchange_rows("ldmatrix.x4", line, offset);
     for (int m = 0; m < 4; ++m) {
         const uint32_t row = exchanged<uint32_t>(left, 8 * m + lane() / 4);
         std::memcpy(&d[m], shared_access(row + 4 * (lane() % 4), 4, Access::kRead), 4);
+    }
+}
+
+// Each matrix transposed: register m gets element lane / 4 of rows 2 (lane % 4) and the next of matrix m.
+inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t offset, int line) {
+    const unsigned char* left = exchange_rows("ldmatrix.x4.trans", line, offset);
+    for (int m = 0; m < 4; ++m) {
+        uint16_t halves[2];
+        for (int h = 0; h < 2; ++h) {
+            const uint32_t row = exchanged<uint32_t>(left, 8 * m + 2 * (lane() % 4) + h);
+            std::memcpy(&halves[h], shared_access(row + 2 * (lane() / 4), 2, Access::kRead), 2);
+        }
+        d[m] = uint32_t(halves[0]) | uint32_t(halves[1]) << 16;
     }
 }
 
