@@ -53,23 +53,18 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
 
         for (int layer = sizes.layers - 1; layer >= 0 && layer >= call.statistics_layer; --layer) {
             layer_gradient<Math, kFolded>(call, shared, layer, candidates);
-            if (call.statistics_layer < 0) {
-                const auto product = [&](const Shared<S>& right, int stride, int columns) {
-                    return RowProduct<S>{
-                        shared.dz<S>(layer), right, plan.dz_stride, 0, sizes.padded[layer], stride, 0, columns};
-                };
-                if (layer > 0) {
-                    add_gradient<Math, kFolded>(
-                        call, product(mlp.hidden(layer), sizes.stride[layer], sizes.padded[layer - 1]),
-                        plan.gradient_layer[layer], plan.gradient_stride[layer]);
-                } else {
-                    add_gradient<Math, kFolded>(call, product(keys, sizes.stride[0], sizes.dim), 0,
-                                                plan.gradient_stride[0]);
-                    if constexpr (!kFolded)
-                        add_gradient<Math, kFolded>(call, product(mlp.products(), sizes.stride[0], sizes.dim),
-                                                    int64_t(sizes.padded[0]) * plan.gradient_stride[0],
-                                                    plan.gradient_stride[0]);
-                }
+            // Of k and then of q * k, or of the layer's input.
+            for (int part = 0; call.statistics_layer < 0 && part < (kFolded || layer > 0 ? 1 : 2); ++part) {
+                const int columns = layer == 0 ? sizes.dim : sizes.padded[layer - 1];
+                const int64_t to =
+                    layer > 0 ? plan.gradient_layer[layer] : int64_t(part) * sizes.padded[0] * plan.gradient_stride[0];
+                add_gradient<Math, kFolded>(call,
+                                            {shared.dz<S>(layer),
+                                             layer > 0   ? mlp.hidden(layer)
+                                             : part == 0 ? keys
+                                                         : mlp.products(),
+                                             plan.dz_stride, 0, sizes.padded[layer], sizes.stride[layer], 0, columns},
+                                            to, plan.gradient_stride[layer]);
             }
             __syncthreads();
         }

@@ -265,27 +265,24 @@ __device__ void row_gradient(const BackwardCall<typename Math::Storage, kFolded>
             Math::multiply(by_key, dz, first, call.plan.dz_stride, steps, call.keys_transposed, group);
             Math::multiply(by_product, dz, first, call.plan.dz_stride, steps, call.products_transposed, group);
         }
-        // Sums c .. c + kWidth of a half.
-        const auto finish = [&](int t, int half, int c, auto width) {
-            constexpr int kWidth = decltype(width)::value;
-            const LanePosition at = lane_position(group + t, half);
-            const int column = at.column + c;
+        // Columns `column` .. of a row, with the sums by k and by q * k.
+        const auto finish = [&](int half, int column, const auto& key_sums, const auto& product_sums) {
+            constexpr int kWidth = int(std::extent_v<std::remove_reference_t<decltype(key_sums.at)>>);
             if (column >= dim) return;
+            const int row = lane_position(0, half).row;
             Vector<float, kWidth> contributions{};
             if (candidate[half] >= 0) {
                 const auto g = call.grad_pooled.template load<kWidth>(candidate[half] * dim + column);
-                Vector<float, kWidth> dk;
+                Vector<float, kWidth> dk = key_sums;
 #pragma unroll
-                for (int e = 0; e < kWidth; ++e)
-                    dk.at[e] = fmaf(weight[half], widen(g.at[e]), by_key[t][2 * half + c + e]);
+                for (int c = 0; c < kWidth; ++c) dk.at[c] = fmaf(weight[half], widen(g.at[c]), dk.at[c]);
                 if constexpr (!kFolded) {
                     const auto q = call.query.template load<kWidth>(candidate[half] * dim + column);
-                    const auto k = keys.template load<kWidth>(at.row * sizes.stride[0] + column);
+                    const auto k = keys.template load<kWidth>(row * sizes.stride[0] + column);
 #pragma unroll
-                    for (int e = 0; e < kWidth; ++e) {
-                        const float sum = by_product[t][2 * half + c + e];
-                        dk.at[e] = fmaf(widen(q.at[e]), sum, dk.at[e]);
-                        contributions.at[e] = sum * widen(k.at[e]);
+                    for (int c = 0; c < kWidth; ++c) {
+                        dk.at[c] = fmaf(widen(q.at[c]), product_sums.at[c], dk.at[c]);
+                        contributions.at[c] = product_sums.at[c] * widen(k.at[c]);
                     }
                 }
                 const int64_t cell = to[half] * dim + column;
@@ -294,19 +291,27 @@ __device__ void row_gradient(const BackwardCall<typename Math::Storage, kFolded>
                 else if (call.grad_pairs)
                     call.grad_pairs.template store<kWidth>(cell, dk);
                 else if (call.grad_rows_sum)
-                    for (int e = 0; e < kWidth; ++e) call.grad_rows_sum.atomic_add(cell + e, dk.at[e]);
+                    for (int c = 0; c < kWidth; ++c) call.grad_rows_sum.atomic_add(cell + c, dk.at[c]);
             }
             if constexpr (!kFolded)
-                contribution.template store<kWidth>(at.row * call.plan.contribution_stride + column, contributions);
+                contribution.template store<kWidth>(row * call.plan.contribution_stride + column, contributions);
         };
 #pragma unroll
         for (int t = 0; t < kCount; ++t)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                if (call.pairs)
-                    finish(t, half, 0, std::integral_constant<int, 2>{});
-                else
-                    for (int c = 0; c < 2; ++c) finish(t, half, c, std::integral_constant<int, 1>{});
+                const int column = lane_position(group + t, half).column;
+                const float (&of_key)[4] = by_key[t], (&of_product)[4] = by_product[t];
+                const int left = 2 * half, right = left + 1;
+                if (call.pairs) {
+                    finish(half, column, Vector<float, 2>{{of_key[left], of_key[right]}},
+                           Vector<float, 2>{{of_product[left], of_product[right]}});
+                    continue;
+                }
+#pragma unroll 1
+                for (int c = 0; c < 2; ++c)
+                    finish(half, column + c, Vector<float, 1>{{c == 0 ? of_key[left] : of_key[right]}},
+                           Vector<float, 1>{{c == 0 ? of_product[left] : of_product[right]}});
             }
     });
 }

@@ -12,8 +12,9 @@ namespace din_kernels::cuda {
 struct RowThreads {
     int threads, shift;
 
-    __device__ RowThreads(int pieces, int threads)
-        : threads(threads), shift(32 - __clz((pieces < threads ? pieces : threads) - 1)) {}
+    __device__ RowThreads(int pieces, int threads) : threads(threads) {
+        shift = 32 - __clz((pieces < threads ? pieces : threads) - 1);
+    }
     __device__ int row(int thread) const { return thread >> shift; }
     __device__ int piece(int thread) const { return thread & ((1 << shift) - 1); }
     // Rows, and pieces of a row, that the threads take at once.

@@ -6,20 +6,21 @@
 
 namespace din_kernels::cuda {
 
-// Sums of 16 values over the lanes: lane l gets that of values[l % 16]. Lanes halve the values that they hold at every
-// exchange, so there are 16 of them in place of 5 for each value.
-__device__ inline float sum_of_16(float (&values)[16]) {
-    const int lane = int(threadIdx.x) % 32;
+// Sums of 2 kCount values over the lanes: lane l gets that of values[l % (2 kCount)] in values[0]. Lanes halve the
+// values that they hold at every exchange, so that 16 values take 16 exchanges in place of 5 each.
+template <int kCount, int kValues>
+__device__ void sum_values(float (&values)[kValues]) {
+    if constexpr (kCount == 0) {
+        for (int flip = kValues; flip < 32; flip *= 2) values[0] += __shfl_xor_sync(~0u, values[0], flip);
+    } else {
+        const bool upper = int(threadIdx.x) & kCount;
 #pragma unroll
-    for (int count = 8; count > 0; count /= 2) {
-        const bool upper = lane & count;
-#pragma unroll
-        for (int v = 0; v < count; ++v) {
-            const float mine = upper ? values[v + count] : values[v], other = upper ? values[v] : values[v + count];
-            values[v] = mine + __shfl_xor_sync(~0u, other, count);
+        for (int v = 0; v < kCount; ++v) {
+            const float mine = upper ? values[v + kCount] : values[v], other = upper ? values[v] : values[v + kCount];
+            values[v] = mine + __shfl_xor_sync(~0u, other, kCount);
         }
+        sum_values<kCount / 2>(values);
     }
-    return values[0] + __shfl_xor_sync(~0u, values[0], 16);
 }
 
 // w and ds of the warp's rows; 0 for rows that only count in Dice's statistics. Under softmax ds comes in place of the
@@ -28,7 +29,6 @@ template <typename S, bool kFolded>
 __device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardShared& shared, const Shared<S>& keys,
                            const Shared<int>& candidates, const Shared<int64_t>& source_rows,
                            const Shared<float>& score, int64_t slot) {
-    static_assert(kRowsPerWarp == 16);
     const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * kRowsPerWarp;
     const int dim = call.weights.sizes.dim, stride = call.weights.sizes.stride[0];
     float dws[kRowsPerWarp] = {};
@@ -48,7 +48,8 @@ __device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardS
         multiply(std::integral_constant<int, 2>{});
     else
         multiply(std::integral_constant<int, 1>{});
-    float dw = sum_of_16(dws);
+    sum_values<kRowsPerWarp / 2>(dws);
+    float dw = dws[0];
     if (lane < kRowsPerWarp) {
         const int row = first + lane;
         const int64_t i = candidates[row];
