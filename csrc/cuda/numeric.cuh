@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "ptx.cuh"
@@ -40,21 +41,20 @@ struct alignas(sizeof(T) * kCount) Vector {
     T at[kCount];
 };
 
-// Of two 16-bit elements, the first in the lower half.
-template <typename T>
-__device__ uint32_t word_of(T low, T high) {
-    return uint32_t(low.bits) | uint32_t(high.bits) << 16;
-}
-template <typename T>
-__device__ Vector<T, 2> pair_of(uint32_t word) {
-    return {{{uint16_t(word)}, {uint16_t(word >> 16)}}};
+// The same bytes as another type.
+template <typename To, typename From>
+__device__ To bits_as(const From& from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof(to));
+    return to;
 }
 
 // Two neighbours in one conversion.
 template <typename T>
 __device__ Vector<T, 2> narrow_pair(float low, float high) {
-    if constexpr (std::is_same_v<T, Bf16>) return pair_of<T>(ptx::bf16x2_from_floats(low, high));
-    if constexpr (std::is_same_v<T, Fp16>) return pair_of<T>(ptx::fp16x2_from_floats(low, high));
+    if constexpr (std::is_same_v<T, Bf16>) return bits_as<Vector<T, 2>>(ptx::bf16x2_from_floats(low, high));
+    if constexpr (std::is_same_v<T, Fp16>) return bits_as<Vector<T, 2>>(ptx::fp16x2_from_floats(low, high));
     if constexpr (std::is_same_v<T, float>) return {{low, high}};
 }
 
@@ -70,18 +70,22 @@ __device__ Vector<T, kCount> narrow_vector(const Vector<float, kCount>& x) {
 // a * b, element by element, rounded once.
 template <typename T, int kCount>
 __device__ Vector<T, kCount> product(const Vector<T, kCount>& a, const Vector<T, kCount>& b) {
-    Vector<T, kCount> result;
     if constexpr (kCount % 2 == 1 || std::is_same_v<T, float>) {
+        Vector<T, kCount> result;
         for (int e = 0; e < kCount; ++e) result.at[e] = narrow<T>(widen(a.at[e]) * widen(b.at[e]));
+        return result;
     } else {
-        for (int e = 0; e < kCount; e += 2) {
-            const uint32_t x = word_of(a.at[e], a.at[e + 1]), y = word_of(b.at[e], b.at[e + 1]);
-            const Vector<T, 2> pair =
-                pair_of<T>(std::is_same_v<T, Bf16> ? ptx::multiply_bf16x2(x, y) : ptx::multiply_fp16x2(x, y));
-            result.at[e] = pair.at[0], result.at[e + 1] = pair.at[1];
+        using Words = Vector<uint32_t, kCount / 2>;
+        const Words x = bits_as<Words>(a), y = bits_as<Words>(b);
+        Words result;
+        for (int w = 0; w < kCount / 2; ++w) {
+            if constexpr (std::is_same_v<T, Bf16>)
+                result.at[w] = ptx::multiply_bf16x2(x.at[w], y.at[w]);
+            else
+                result.at[w] = ptx::multiply_fp16x2(x.at[w], y.at[w]);
         }
+        return bits_as<Vector<T, kCount>>(result);
     }
-    return result;
 }
 
 }  // namespace din_kernels::cuda

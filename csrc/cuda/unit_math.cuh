@@ -117,7 +117,7 @@ struct Mma {
         const int64_t k = order.step(at / 64) * 16 + 2 * (lane % 4) + 8 * r,
                       column = order.tile(at / 64) * 8 + lane / 4;
         const S low = narrow<S>(value(k, column)), high = narrow<S>(value(k + 1, column));
-        return word_of(low, high);
+        return uint32_t(low.bits) | uint32_t(high.bits) << 16;
     }
     __device__ static int64_t position(int64_t k, int64_t column, const PackedOrder& order) {
         const int64_t lane = column % 8 * 4 + k % 8 / 2;

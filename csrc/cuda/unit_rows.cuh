@@ -7,19 +7,26 @@
 
 namespace din_kernels::cuda {
 
-// Threads over rows of pieces, without a division by the number of pieces: a power of two of them stands side by side
-// in a row, as many as there are pieces or, if those are no power of two, a few more, which have nothing to do.
+// Threads, a power of two of them, over rows of pieces without a division by the number of pieces: the next power of
+// two of them stands side by side in a row, if there are so many. A thread takes kBatch of its rows at once: all their
+// loads come before the first store, which they could not pass, since shared arrays may overlap for all that a compiler
+// knows.
 struct RowThreads {
-    int threads, shift;
+    static constexpr int kBatch = 4;
+    int threads, log_pieces;
 
     __device__ RowThreads(int pieces, int threads) : threads(threads) {
-        shift = 32 - __clz((pieces < threads ? pieces : threads) - 1);
+        log_pieces = 32 - __clz((pieces < threads ? pieces : threads) - 1);
     }
-    __device__ int row(int thread) const { return thread >> shift; }
-    __device__ int piece(int thread) const { return thread & ((1 << shift) - 1); }
     // Rows, and pieces of a row, that the threads take at once.
-    __device__ int rows() const { return threads >> shift; }
-    __device__ int pieces() const { return 1 << shift; }
+    __device__ int rows() const { return threads >> log_pieces; }
+    __device__ int pieces() const { return 1 << log_pieces; }
+    // A thread's first row and piece, and how many of all `rows` are its own.
+    __device__ int row(int thread) const { return thread >> log_pieces; }
+    __device__ int piece(int thread) const { return thread & (pieces() - 1); }
+    __device__ int count(int thread, int rows) const {
+        return (rows - row(thread) + this->rows() - 1) >> (31 - __clz(this->rows()));
+    }
 };
 
 // Rows of one or several tables, read by element.
@@ -205,17 +212,34 @@ struct TileLoader {
             const Global<const S> table = source.table(k);
             const int pieces = source.vector ? width / kPiece : width, mine = int(threadIdx.x);
             const RowThreads split(pieces, threads);
-            for (int row = split.row(mine); row < rows; row += split.rows()) {
-                const int64_t entry = source_rows[row], from = entry < 0 ? 0 : source.row_of(k, entry) * width;
-                const int to_row = row * stride + column;
-                for (int piece = split.piece(mine); piece < pieces; piece += split.pieces()) {
-                    if (source.vector)
-                        copy_async_16(to, to_row + piece * kPiece, table, from + piece * kPiece,
-                                      entry < 0 ? 0 : kPiece);
-                    else
-                        to.store(to_row + piece, entry < 0 ? S{} : table[from + piece]);
+            const int count = split.count(mine, rows);
+            for (int piece = split.piece(mine); piece < pieces; piece += split.pieces())
+                for (int n = 0; n < count; n += RowThreads::kBatch) {
+                    const int first = split.row(mine) + n * split.rows();
+                    const int at = first * stride + column + piece * (source.vector ? kPiece : 1);
+                    int64_t entry[RowThreads::kBatch], from[RowThreads::kBatch];
+#pragma unroll
+                    for (int b = 0; b < RowThreads::kBatch; ++b)
+                        entry[b] = n + b < count ? source_rows[first + b * split.rows()] : -1;
+#pragma unroll
+                    for (int b = 0; b < RowThreads::kBatch; ++b)
+                        from[b] = entry[b] < 0 ? 0 : source.row_of(k, entry[b]) * width;
+                    if (source.vector) {
+#pragma unroll
+                        for (int b = 0; b < RowThreads::kBatch; ++b)
+                            if (n + b < count)
+                                copy_async_16(to, at + b * split.rows() * stride, table, from[b] + piece * kPiece,
+                                              entry[b] < 0 ? 0 : kPiece);
+                    } else {
+                        S value[RowThreads::kBatch];
+#pragma unroll
+                        for (int b = 0; b < RowThreads::kBatch; ++b)
+                            value[b] = entry[b] < 0 ? S{} : table[from[b] + piece];
+#pragma unroll
+                        for (int b = 0; b < RowThreads::kBatch; ++b)
+                            if (n + b < count) to.store(at + b * split.rows() * stride, value[b]);
+                    }
                 }
-            }
             column += width;
         }
     }

@@ -84,18 +84,27 @@ __device__ void multiply_queries(const Shared<S>& keys, const Shared<S>& product
     const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * kRowsPerWarp;
     const auto multiply = [&](auto width) {
         constexpr int kWidth = decltype(width)::value;
-        const RowThreads threads(dim / kWidth, 32);
-#pragma unroll 4
-        for (int row = first + threads.row(lane); row < first + kRowsPerWarp; row += threads.rows()) {
-            const int64_t i = candidates[row];
-            for (int column = threads.piece(lane) * kWidth; column < dim; column += threads.pieces() * kWidth) {
-                Vector<S, kWidth> both{};
-                if (i >= 0)
-                    both = product(query.template load<kWidth>(i * dim + column),
-                                   keys.template load<kWidth>(row * stride + column));
-                products.template store<kWidth>(row * stride + column, both);
+        const RowThreads split(dim / kWidth, 32);
+        const int count = split.count(lane, kRowsPerWarp);
+        for (int column = split.piece(lane) * kWidth; column < dim; column += split.pieces() * kWidth)
+            for (int n = 0; n < count; n += RowThreads::kBatch) {
+                int row[RowThreads::kBatch];
+                Vector<S, kWidth> q[RowThreads::kBatch], both[RowThreads::kBatch];
+#pragma unroll
+                for (int b = 0; b < RowThreads::kBatch; ++b) {
+                    // Behind the last row comes the last one again.
+                    row[b] = first + split.row(lane) + (n + b < count ? n + b : count - 1) * split.rows();
+                    const int64_t i = candidates[row[b]];
+                    q[b] = {};  // where there is no pair, k is zero too
+                    if (i >= 0) q[b] = query.template load<kWidth>(i * dim + column);
+                }
+#pragma unroll
+                for (int b = 0; b < RowThreads::kBatch; ++b)
+                    both[b] = product(q[b], keys.template load<kWidth>(row[b] * stride + column));
+#pragma unroll
+                for (int b = 0; b < RowThreads::kBatch; ++b)
+                    products.template store<kWidth>(row[b] * stride + column, both[b]);
             }
-        }
     };
     if (vector)
         multiply(std::integral_constant<int, 4>{});
