@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(128, 1) unit_backward(const BackwardCall<typen
     const Range range(loader.pairs.slots.total(), rows, blockIdx.x, gridDim.x);
     QuerySums<S, kFolded> query_sums{call, range};
     SoftmaxResidual<S, kFolded> residual{call, range};
-    for_tiles(loader, range, at.stages, [&](int stage, int64_t slot) {
+    for_tiles(loader, range, at.stages, [&](int stage, int64_t slot) __attribute__((always_inline)) {
         const Shared<S> keys = loader.keys_of(stage);
         const Shared<int> candidates = loader.candidates_of(stage);
         const int valid = loader.valid(slot, range.end, candidates);

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(128, 4) unit_forward(const ForwardCall<typenam
 
     const Range range(loader.pairs.slots.total(), rows, blockIdx.x, gridDim.x);
     Pooling<S, kFolded> pooling{call, range};
-    for_tiles(loader, range, at.stages, [&](int stage, int64_t slot) {
+    for_tiles(loader, range, at.stages, [&](int stage, int64_t slot) __attribute__((always_inline)) {
         const Shared<int> candidates = loader.candidates_of(stage);
         const int valid = loader.valid(slot, range.end, candidates);
         float part[2] = {0.0f, 0.0f};

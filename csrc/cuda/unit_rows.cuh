@@ -245,9 +245,11 @@ struct TileLoader {
     }
 };
 
-// body(stage, slot) for every tile of the block's range, while the next one is on its way.
+// body(stage, slot) for every tile of the block's range, while the next one is on its way. Inlined, as the body should
+// be: a function that gets a kernel's parameters by reference gets a copy of them in local memory.
 template <typename S, bool kFolded, typename Body>
-__device__ void for_tiles(const TileLoader<S, kFolded>& loader, const Range& range, int stages, const Body& body) {
+__device__ __forceinline__ void for_tiles(const TileLoader<S, kFolded>& loader, const Range& range, int stages,
+                                          const Body& body) {
     int stage = 0;
     int64_t cursor = 0;
     if (range.begin < range.end) {

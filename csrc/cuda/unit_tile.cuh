@@ -143,11 +143,11 @@ __device__ void layer_sums(const UnitWeights& weights, int layer, const Shared<t
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            if (constant[half] < 0) continue;
+            const int64_t from = constant[half] + lane_position(group, half).column;
 #pragma unroll
             for (int t = 0; t < kCount; ++t) {
-                const int column = lane_position(group + t, half).column;
-                const auto added = constants.template load<2>(constant[half] + column);
+                Vector<float, 2> added{};
+                if (constant[half] >= 0) added = constants.template load<2>(from + 8 * t);
                 sums[t][2 * half] += added.at[0], sums[t][2 * half + 1] += added.at[1];
             }
         }
