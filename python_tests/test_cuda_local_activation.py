@@ -233,6 +233,28 @@ def test_nan_in_one_history_stays_with_its_candidates(features, device):
         assert torch.equal(found[name][others], clean[name][others]), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_at_odd_addresses_give_what_aligned_ones_do(dtype, device):
+    """Aligned, two or four elements are read at once."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(rows, 8, generator=generator).to(device, dtype) for rows in (2, 70, 2)]
+
+    def shifted(tensor):
+        buffer = tensor.new_empty(tensor.numel() + 1)
+        return buffer[1:].view(tensor.shape).copy_(tensor)
+
+    def outputs(query, rows, grad):
+        history = dk.Jagged(rows.requires_grad_(), torch.tensor([0, 3, 70], device=device))
+        weights = [torch.full(shape, 0.1, device=device, dtype=dtype) for shape in ((8, 32), (1, 8))]
+        biases = [torch.zeros(width, device=device, dtype=dtype) for width in (8, 1)]
+        with dk.use_backend("cuda"):
+            pooled = dk.local_activation(query.requires_grad_(), history, weights, biases, normalize="softmax")
+        return [pooled, *torch.autograd.grad(pooled, [query, rows], grad)]
+
+    expected, found = outputs(*tensors), outputs(*map(shifted, tensors))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("features", ["concat", "outer"])
 def test_deterministic_results_do_not_depend_on_the_order_of_blocks(features, emulated):
     case = make_case(features, "dice", "softmax", "query_to_user", dim=8, hidden=(8, 4))

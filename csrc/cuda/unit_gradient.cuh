@@ -212,7 +212,8 @@ __device__ void add_gradient(const BackwardCall<typename Math::Storage, kFolded>
     for (product.n = 0; product.n < product.n_end; product.n += 16)
         for_groups((product.column_end + 7) / 8, [&](int group, auto count) {
             constexpr int kCount = decltype(count)::value;
-            if (piece++ % plan.tile.warps != warp) return;
+            // One group further for every 16 of n: D = 128 has four groups, the last of a single tile.
+            if ((piece++ + product.n / 16) % plan.tile.warps != warp) return;
             product.column = 8 * group;
             Sums<kCount> sums = {};
             Math::multiply_rows(sums, product, plan.tile.rows);
