@@ -194,6 +194,7 @@ def main() -> int:
     table = search(chip)
     CONFIGS.write_text(json.dumps(table, indent=4) + "\n")
     chips.stored.cache_clear()
+    forget()
     table.setdefault(chip, {}).setdefault("16 bit", {})["fold_from"] = fold_from(chip)
     CONFIGS.write_text(json.dumps(table, indent=4) + "\n")
     return 0
