@@ -29,6 +29,7 @@ from triton.runtime.jit import JITFunction
 
 from din_kernels.backends.triton import chips, dice, local_activation, mba_penalty, sparse_update
 from din_kernels.backends.triton import local_activation_memory as memory
+from din_kernels.backends.triton.local_activation_plan import refuses_sizes
 from din_kernels.ops.local_activation import feature_width
 from din_kernels.ops.sparse_update import RULES, Hyper
 
@@ -159,7 +160,7 @@ def specialized(chip: str, call: Callable[[], Any]) -> list[str]:
 
 
 def unit_call(shape: Unit, backward: bool = True) -> Callable[[], Any]:
-    """Forward and backward of the unit on tensors whose values do not matter."""
+    """Forward and backward of the unit on tensors whose values do not matter; the backward only where it is served."""
     dim, queries = shape.dim, shape.users * shape.candidates
     rows = shape.users * shape.length
     widths = [feature_width(dim, shape.features), *shape.hidden, 1]
@@ -181,7 +182,8 @@ def unit_call(shape: Unit, backward: bool = True) -> Callable[[], Any]:
         torch.set_float32_matmul_precision(shape.precision)
         try:
             saved = local_activation.forward(*inputs)
-            if backward:
+            sizes = ((dim,), (dim,), shape.hidden, shape.dtype, "cpu")
+            if backward and refuses_sizes(*sizes, backward=True) is None:
                 grad = torch.zeros(queries, dim, dtype=shape.dtype)
                 local_activation.backward(grad, None, *inputs, *saved, True, True)
         finally:
@@ -260,7 +262,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"Made by `python benchmarks/triton_cubins.py --chips {chips_named}` with Triton {triton.__version__}, without "
         "a GPU: what the compiler says, not a measurement. Registers per thread; spills: instructions that read or "
         "write local memory, and how many of them run once a tile (the others once a candidate or program); "
-        "shared memory and stack in bytes. fp32 under `highest` is computed on the ordinary units (matrix: none).\n",
+        "shared memory and stack in bytes. A backward whose smallest tiles do not fit a chip is refused there and not "
+        "in the table. fp32 under `highest` is computed on the ordinary units (matrix: none).\n",
     ]
     columns = ("call", "kernel", "registers", "spills", "in tiles", "stack", "shared", "warps", "matrix")
     for chip in CHIPS:

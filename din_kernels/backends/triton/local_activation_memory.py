@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from din_kernels.backends.triton.blocks import LEAST, MOST, spans
 
-TERM_ROWS = 32  # candidates in a program of term_kernel
+TERM_ROWS = 16  # candidates in a program of term_kernel
 REDUCTIONS = 2048  # bytes: partial results of sums on their way between warps
 
 
