@@ -287,7 +287,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
                 cells += [
                     f"{x['registers']}, {x['spills']} ({x['in tiles']}), {x['shared'] / 1024:.0f} KB, {x['matrix']}"
                     for x in found
-                ]
+                ] or ["refused"]
             lines.append(f"| {call}: {kernel} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -302,14 +302,13 @@ def main() -> int:
     calls |= sparse_calls() | {"dice": dice_call}
     rows, wrong = [], []
     for chip in options.chips:
-        seen = set()
+        known: dict[str, dict[str, Any]] = {}  # calls share kernels
         for name in options.calls or calls:
             begin = time.perf_counter()
             for kernel_name, kernel, bound in compiled(chip, calls[name]):
-                if kernel.hash in seen:
-                    continue
-                seen.add(kernel.hash)
-                row = {"chip": chip, "call": name, "kernel": kernel_name} | facts(kernel)
+                if kernel.hash not in known:
+                    known[kernel.hash] = facts(kernel)
+                row = {"chip": chip, "call": name, "kernel": kernel_name} | known[kernel.hash]
                 rows.append(row)
                 if row["spills"] and "backward" not in kernel_name:
                     wrong.append(f"{chip}, {name}: {kernel_name} has {row['spills']} spills")
