@@ -2,7 +2,7 @@
 
     python benchmarks/cuda_resources.py [FILE ...] [--output docs/cuda_resources.md]
 
-Compiles the files of csrc/cuda (all, or those named, without .cu) with nvcc and reads what ptxas says. Exits with 1
+Compiles the files of csrc/cuda (all, or those named as folder/file, without .cu) with nvcc and reads what ptxas says. Exits with 1
 where a kernel of a forward pass spills. Shared memory of the kernels over tiles is that of the house shape's widths
 (D = 128, H = (80, 40)); their second parameter, true, is the folded variant.
 """
@@ -65,7 +65,8 @@ def compiled(source: Path) -> Iterator[Kernel]:
     """Every kernel of one file, for every architecture."""
     targets = [f"-gencode=arch=compute_{each.name},code=sm_{each.name}" for each in ARCHITECTURES]
     with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC / 'include'}", '-DDIN_KERNELS_CUDA_ARCHITECTURES=""']
+        command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}",
+                   '-DDIN_KERNELS_CUDA_ARCHITECTURES=""']  # fmt: skip
         command += [*targets, "-Xptxas", "-v", "-c", source, "-o", Path(folder) / "object.o"]
         done = subprocess.run(command, text=True, capture_output=True)
     if done.returncode:
@@ -135,10 +136,10 @@ def report(kernels: list[Kernel]) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", help="names of files in csrc/cuda, without .cu (default: all)")
+    parser.add_argument("files", nargs="*", help="names of files in csrc/cuda as folder/file, without .cu (default: all)")
     parser.add_argument("--output", type=Path, help="write the page here (default: standard output)")
     options = parser.parse_args()
-    sources = [CSRC / "cuda" / f"{name}.cu" for name in options.files] or sorted((CSRC / "cuda").glob("*.cu"))
+    sources = [CSRC / "cuda" / f"{name}.cu" for name in options.files] or sorted((CSRC / "cuda").glob("*/*.cu"))
     with ThreadPoolExecutor(2) as pool:
         parts = pool.map(lambda source: list(compiled(source)), sources)
         kernels = [kernel for part in parts for kernel in part]

@@ -86,7 +86,7 @@ def test_isa_that_machine_or_build_lacks_is_an_error_that_says_which(tmp_path, d
     main.write_text("""
 #include <cstdio>
 #include <stdexcept>
-#include "isa.h"
+#include "common/isa.h"
 int main() {
     try {
         std::puts(isa_name(din_kernels::cpu::active_isa()));
@@ -96,7 +96,7 @@ int main() {
 }
 """)
     program = tmp_path / "program"
-    sources = [main, CSRC / "cpu" / "isa.cpp"]
+    sources = [main, CSRC / "cpu" / "common" / "isa.cpp"]
     subprocess.run(
         [COMPILER, "-std=c++17", f"-I{CSRC / 'cpu'}", *(f"-D{define}" for define in defines), *sources, "-o", program],
         check=True,

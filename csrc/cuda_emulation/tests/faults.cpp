@@ -4,8 +4,8 @@
 #include <map>
 #include <string>
 
-#include "../../cuda/accessors.cuh"
-#include "../../cuda/launch.cuh"
+#include "common/accessors.cuh"
+#include "common/launch.cuh"
 
 using namespace din_kernels::cuda;
 

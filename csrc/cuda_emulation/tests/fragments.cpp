@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "../../cuda/accessors.cuh"
-#include "../../cuda/launch.cuh"
+#include "common/accessors.cuh"
+#include "common/launch.cuh"
 
 using namespace din_kernels::cuda;
 

@@ -7,8 +7,8 @@
 #include <iostream>
 #include <vector>
 
-#include "../../cuda/unique_ids.cu"
-#include "../../cuda/unit_rows.cuh"
+#include "common/unique_ids.cu"
+#include "local_activation/tile_loader.cuh"
 
 using namespace din_kernels::cuda;
 

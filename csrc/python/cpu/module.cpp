@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "bindings.h"
-#include "isa.h"
+#include "common/isa.h"
 
 PYBIND11_MODULE(_cpu, m) {
     using namespace din_kernels;

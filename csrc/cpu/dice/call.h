@@ -1,0 +1,58 @@
+// What the driver hands to the kernels of an ISA: the rows, cut into blocks, and numbers per channel.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "din_kernels/dice.h"
+#include "common/kernel_table.h"
+
+namespace din_kernels::cpu {
+
+// Elements of one block: enough rows that adding up the blocks costs nothing, and blocks enough for the threads.
+constexpr int64_t kDiceBlock = 32 * 1024;
+
+// Numbers per channel are padded to Cp, a multiple of every vector.
+constexpr int64_t kDicePad = 16;
+
+// Bytes of a tensor from which its rows, where they begin on cache lines, are written past the caches: together with
+// those that are read it would not stay there, and a store through the cache reads the line first, a fifth of the time.
+constexpr int64_t kDiceStream = int64_t(16) << 20;
+
+template <typename S>
+struct DiceCall {
+    using T = Wide<S>;
+    const DiceArgs<S>* args;
+    const DiceGrads<S>* grads;   // backward alone
+    int64_t block_rows, padded;  // padded: Cp
+    const T* alpha;              // [Cp], as all of the following
+    const T* mean;
+    const T* scale;    // r weight
+    const T* bias;     // 0 where there is none
+    const T* mean_u;   // sum of u over the valid rows / n, with u = dL/dz; 0 in evaluation
+    const T* mean_ud;  // r^2 sum of u (s - mean) / n; 0 in evaluation
+    T* partials;       // [blocks, sums, Cp]
+    S* y;              // forward alone
+
+    int64_t first(int64_t block) const { return block * block_rows; }
+    int64_t last(int64_t block) const { return std::min(args->rows, (block + 1) * block_rows); }
+    bool valid(int64_t row) const { return !args->mask || args->mask[row]; }
+};
+
+constexpr int kStatistics = 3, kGradSums = 3;  // sums in partials
+
+template <typename S>
+struct DiceKernels {
+    using Kernel = void (*)(const DiceCall<S>&, int64_t block);
+    // Of the valid rows of a block: a number m near their mean, sum of x - m, sum of (x - m)^2.
+    Kernel statistics;
+    Kernel forward[2];  // [1] writes past the caches, as below
+    // In evaluation: dx, and the sums over the valid rows of dy s (1 - p), u, u (s - mean).
+    Kernel backward[2];
+    // In training: the sums first, then, with mean_u and mean_ud, dx.
+    Kernel backward_sums[2], backward_rest;
+};
+
+DIN_KERNELS_TABLES(KernelTable<DiceKernels>, dice_kernels)
+
+}  // namespace din_kernels::cpu
