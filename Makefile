@@ -20,7 +20,7 @@ test: $(BUILT) lint
 
 # Every combination of options, by Triton's interpreter; `test` runs a representative set.
 test-triton: $(BUILT)
-	TRITON_INTERPRET=1 $(BIN)/pytest -q python_tests/triton_interpreted.py
+	TRITON_INTERPRET=1 $(BIN)/pytest -q python_tests/triton/triton_interpreted.py
 
 # Every Triton kernel compiled for sm_80, sm_89, sm_90 and sm_100, no GPU needed; writes docs/results/triton_cubins.md.
 cubins: $(BUILT)
@@ -40,7 +40,9 @@ test-gpu:
 
 # The correctness suite on backend `cuda`, emulated on the CPU; `test` has a representative part of it.
 test-cuda-emulated: $(BUILT)
-	DIN_KERNELS_CUDA_EMULATE=1 $(BIN)/pytest -q python_tests -k "test_cuda or (cuda and equals_the_reference) or (cuda and equal_the_reference)"
+	DIN_KERNELS_CUDA_EMULATE=1 $(BIN)/pytest -q python_tests/cuda
+	DIN_KERNELS_CUDA_EMULATE=1 $(BIN)/pytest -q python_tests --ignore python_tests/cuda \
+	    -k "cuda and (equals_the_reference or equal_the_reference)"
 
 # The emulated CUDA kernels once more under AddressSanitizer and UndefinedBehaviorSanitizer. Python knows no exceptions of
 # C++: without libstdc++ the sanitizer would not find what throws them.
@@ -52,9 +54,9 @@ test-cuda-sanitized: $(BUILT)
 	    "-DDIN_KERNELS_EMULATION_FLAGS=-fsanitize=address,undefined;-fno-sanitize-recover=all;-O1;-g"
 	$(BIN)/cmake --build $(SANITIZED) --target _cuda_emulated
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    DIN_KERNELS_EMULATION=$$(ls $(SANITIZED)/csrc/cuda_emulation/_cuda_emulated*.so) PYTHONPATH=python_tests \
-	    $(BIN)/pytest -q -p emulation_from python_tests/test_cuda_dice.py python_tests/test_cuda_sparse.py \
-	    python_tests/test_cuda_local_activation.py
+	    DIN_KERNELS_EMULATION=$$(ls $(SANITIZED)/csrc/cuda_emulation/_cuda_emulated*.so) PYTHONPATH=python_tests/support \
+	    $(BIN)/pytest -q -p emulation_from python_tests/cuda/test_dice.py python_tests/cuda/test_sparse.py \
+	    python_tests/cuda/test_local_activation.py
 
 lint: $(BUILT)
 	$(BIN)/ruff check -q .

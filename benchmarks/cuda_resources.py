@@ -2,9 +2,9 @@
 
     python benchmarks/cuda_resources.py [FILE ...] [--output docs/cuda_resources.md]
 
-Compiles the files of csrc/cuda (all, or those named as folder/file, without .cu) with nvcc and reads what ptxas says. Exits with 1
-where a kernel of a forward pass spills. Shared memory of the kernels over tiles is that of the house shape's widths
-(D = 128, H = (80, 40)); their second parameter, true, is the folded variant.
+Compiles the files of csrc/cuda (all, or those named as folder/file, without .cu) with nvcc and reads what ptxas says.
+Exits with 1 where a kernel of a forward pass spills. Shared memory of the kernels over tiles is that of the house
+shape's widths (D = 128, H = (80, 40)); their second parameter, true, is the folded variant.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def report(kernels: list[Kernel]) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", help="names of files in csrc/cuda as folder/file, without .cu (default: all)")
+    parser.add_argument("files", nargs="*", help="files in csrc/cuda as folder/file, without .cu (default: all)")
     parser.add_argument("--output", type=Path, help="write the page here (default: standard output)")
     options = parser.parse_args()
     sources = [CSRC / "cuda" / f"{name}.cu" for name in options.files] or sorted((CSRC / "cuda").glob("*/*.cu"))

@@ -93,7 +93,7 @@ def sanitizers() -> dict[str, list[str]]:
     """
     path = shutil.which("compute-sanitizer")
     test = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-k", "all_gradients or long_histories",
-            "python_tests/test_cuda_local_activation.py"]  # fmt: skip
+            "python_tests/cuda/test_local_activation.py"]  # fmt: skip
     tools = ("memcheck", "racecheck") if path else ()
     options = ["--error-exitcode", "1", "--report-api-errors", "no"]
     return {tool: [path, "--tool", tool, *options, *test] for tool in tools}

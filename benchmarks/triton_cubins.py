@@ -28,8 +28,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from din_kernels.backends.triton import chips, dice, local_activation, mba_penalty, sparse_update
-from din_kernels.backends.triton import local_activation_memory as memory
-from din_kernels.backends.triton.local_activation_plan import refuses_sizes
+from din_kernels.backends.triton.local_activation import memory
+from din_kernels.backends.triton.local_activation.plan import refuses_sizes
 from din_kernels.ops.local_activation import feature_width
 from din_kernels.ops.sparse_update import RULES, Hyper
 

@@ -26,7 +26,7 @@ import torch
 
 from din_kernels.backends import unavailable, use_backend
 from din_kernels.backends.triton import chips
-from din_kernels.backends.triton.local_activation_plan import tile_shape
+from din_kernels.backends.triton.local_activation.plan import tile_shape
 from din_kernels.benchmarking.gpu import on_gpu
 from din_kernels.benchmarking.shapes import SHAPES, Inputs, Shape, inputs_of
 

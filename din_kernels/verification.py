@@ -12,8 +12,8 @@ from torch.nn.functional import linear
 from din_kernels.backends import use_backend
 from din_kernels.backends.reference.local_activation import activate, features_of, pair_index
 from din_kernels.jagged import Jagged, Padded
-from din_kernels.ops.histories import rows_of
 from din_kernels.ops.local_activation import ACTIVATIONS, feature_width, local_activation
+from din_kernels.ops.local_activation.histories import rows_of
 
 ACTIVATION_CASES = (*ACTIVATIONS, "dice in training")
 LAYOUTS = ("packed", "right padded", "left padded", "masked", "query_to_user")

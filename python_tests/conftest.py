@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from precision import widest
+from support.precision import widest
 
 from din_kernels import backends
 from din_kernels.commands.check import DEVICE

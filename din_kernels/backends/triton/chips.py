@@ -31,7 +31,7 @@ def chip(device: torch.device) -> str:
 @functools.cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a program may have. Interpreted, as on an H100; on AMD, whose compiler keeps other
-    things there than local_activation_memory.py knows of, no limit."""
+    things there than local_activation/memory.py knows of, no limit."""
     if torch.version.hip:
         return 2**31
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 232448
