@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import threading
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -21,7 +22,19 @@ from din_kernels import config, options
 from din_kernels.options import OPS
 
 NAMES = tuple(options.BACKENDS)
-_forced: ContextVar[tuple[str, tuple[str, ...]] | None] = ContextVar("din_kernels_backend", default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """An open `use_backend` block."""
+
+    name: str | None  # None: no backend is forced
+    ops: tuple[str, ...]
+
+
+_own: ContextVar[_Block | None] = ContextVar("din_kernels_backend", default=None)  # innermost of this context
+_open: list[_Block] = []  # those of all threads, in the order in which they were opened
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,12 @@ class BackendError(RuntimeError):
 def use_backend(name: str, ops: tuple[str, ...] = OPS):
     """Within the block, serve `ops` by backend `name` ("cpu", "cuda", "triton" or "reference") or raise BackendError.
 
-    A function that torch.compile has traced keeps the backend that was in force then.
+    A thread follows the innermost block that it has opened itself. A thread other than the main one that has opened
+    none follows the block that was opened last in the process and is still open: so a block reaches the threads of
+    autograd, where activation checkpointing computes forwards again, those of DataParallel, and any that is started
+    inside it. What is computed again follows the blocks that are open then, so `backward()` of a checkpointed forward
+    belongs into the block; other backwards keep the backend of their forward. A function that torch.compile has traced
+    keeps the backend that was in force then.
 
     Raises:
         ValueError: unknown backend or op.
@@ -66,11 +84,24 @@ def use_backend(name: str, ops: tuple[str, ...] = OPS):
     for op in ops:
         if op not in OPS:
             raise ValueError(f"ops must be among {', '.join(map(repr, OPS))}, got {op!r}")
-    token = _forced.set((name, tuple(ops)))
+    block = _Block(name, tuple(ops))
+    token = _own.set(block)
+    with _opening:
+        _open.append(block)
     try:
         yield
     finally:
-        _forced.reset(token)
+        with _opening:
+            _open.remove(block)
+        _own.reset(token)
+
+
+def _block_in_force() -> _Block | None:
+    block = _own.get()
+    if block is None and threading.get_ident() != threading.main_thread().ident:
+        with _opening:
+            block = _open[-1] if _open else None
+    return block
 
 
 def _package(name: str):
@@ -135,8 +166,9 @@ def select(request: Request) -> str:
 @torch.compiler.assume_constant_result  # torch.compile traces no ContextVar and no import
 def _selected(op: str, device: str, dtype: torch.dtype, asked: tuple[tuple[str, Any], ...]) -> str:
     request = Request(op, device, dtype, dict(asked))
-    forced, ops = _forced.get() or (config.forced_backend(), OPS)
-    if forced is not None and op in ops:
+    block = _block_in_force() or _Block(config.forced_backend(), OPS)
+    forced = block.name
+    if forced is not None and op in block.ops:
         if forced not in NAMES:
             raise ValueError(f"DIN_KERNELS_BACKEND must be one of {', '.join(map(repr, NAMES))}, got {forced!r}")
         reason = refuses(forced, request)
