@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from din_kernels.data.amazon import find_sequences, load_amazon_prepared, load_amazon_reviews
 from din_kernels.data.interactions import Interactions
 from din_kernels.data.movielens import load_movielens
+from din_kernels.data.prepared import find_sequences, load_amazon_prepared
+from din_kernels.data.reviews import load_amazon_reviews
 
 
 def load(path: str | Path) -> Interactions:
