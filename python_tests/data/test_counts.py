@@ -63,7 +63,8 @@ def test_narrow_and_unsigned_ids_are_counted_in_int64(dtype):
     # 60,000 items and 40,000 behaviours: a key of both passes 2**31.
     rng = np.random.default_rng(0)
     n_items, users, each = 60_000, 1_000, 40
-    items = rng.integers(0, n_items, users * each)
+    favourites = rng.integers(0, n_items, (users, 60))  # so that a history often holds its candidate
+    items = np.take_along_axis(favourites, rng.integers(0, 60, (users, each)), 1).ravel()
     categories = np.arange(n_items) % 500
     interactions = data.Interactions(
         (np.arange(users + 1) * each).astype(dtype), items.astype(dtype), categories.astype(dtype), 500
