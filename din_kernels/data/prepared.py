@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from din_kernels.data import text
+from din_kernels.data import arguments, text
 from din_kernels.data.interactions import Interactions, Samples
 
 
@@ -35,7 +35,7 @@ def load_amazon_prepared(
     categories = Path(item_categories) if item_categories is not None else sequences.parent / "item_cate.txt"
     table = text.parse_table(categories, text.read_bytes(categories), 2)
     _refuse_repeats(categories, table[:, 0], "item")
-    values, offsets = text.parse_lines(sequences, text.read_bytes(sequences))
+    values, offsets, _ = text.parse_lines(sequences, text.read_bytes(sequences))
     if (np.diff(offsets) == 0).any():
         line = int(np.flatnonzero(np.diff(offsets) == 0)[0]) + 1
         raise ValueError(f"{sequences}: line {line}: expected `user item item ...`, got an empty line")
@@ -70,7 +70,8 @@ def load_amazon_prepared(
 def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Interactions, Samples]:
     """The released code's rows: `user|history|positive|negative` (test) or `user|history|item|label` (training).
 
-    A file is read as labelled rows when all its last fields are 0 or 1.
+    A file is read as labelled rows when all its last fields are 0 or 1. One of which most are, but not all, is refused:
+    items may be called 0 and 1 too, so that one damaged label would turn all the others into negatives.
 
     Args:
         catalogue: `load_amazon_prepared(..., items="listed")`, whose items and categories the rows use.
@@ -79,9 +80,12 @@ def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Inter
         The rows' histories as `Interactions` (one "user" a row, named by the row's user), and the `Samples` over them.
 
     Raises:
-        ValueError: a malformed line, or an item that `catalogue` does not hold, with file and line.
+        TypeError: catalogue is no `Interactions`.
+        ValueError: a malformed line, or an item that `catalogue` does not hold, with file and line; or a catalogue
+            whose item names are not whole numbers in rising order.
     """
     path = Path(path)
+    item_names = _sorted_names(catalogue)
     data = text.read_bytes(path)
     raw = np.frombuffer(data, np.uint8)
     newlines = np.flatnonzero(raw == ord("\n"))
@@ -92,7 +96,7 @@ def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Inter
         raise ValueError(
             f"{path}: line {at + 1}: expected `user|history|item|item or label`, got {per_line[at] + 1} fields"
         )
-    values, offsets = text.parse_lines(path, data, ends=b"|\n")  # group g is field g % 4 of row g // 4
+    values, offsets, _ = text.parse_lines(path, data, ends=b"|\n")  # group g is field g % 4 of row g // 4
     width = np.diff(offsets).reshape(-1, 4)
     wrong = (width[:, [0, 2, 3]] != 1).any(1)
     if wrong.any():
@@ -101,13 +105,20 @@ def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Inter
             f"{path}: line {line}: user, item and last field must be one number each, got {width[line - 1]}"
         )
     begins = offsets[:-1].reshape(-1, 4)
-    labelled = bool((values[begins[:, 3]] <= 1).all())
+    is_label = values[begins[:, 3]] <= 1
+    labelled = bool(is_label.all())
+    if not labelled and 2 * is_label.sum() > len(is_label):
+        line = int(np.flatnonzero(~is_label)[0])
+        last, labels = values[begins[line, 3]], is_label.sum()
+        raise ValueError(
+            f"{path}: line {line + 1}: last field must be 0 or 1 as on {labels} of {len(is_label)} lines, got {last}"
+        )
     is_history = np.ones(len(values), bool)
     is_history[begins[:, [0, 2, 3]]] = False
     raw_candidates = values[begins[:, [2] if labelled else [2, 3]]]
 
     def dense(raw_items, row):
-        ids, known = text.dense_ids(raw_items, catalogue.item_names)
+        ids, known = text.dense_ids(raw_items, item_names)
         if not known.all():
             at = int(np.flatnonzero(~known)[0])
             raise ValueError(f"{path}: line {row(at) + 1}: item {raw_items[at]} is not in the catalogue")
@@ -126,6 +137,16 @@ def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Inter
         catalogue, user_offsets=user_offsets, item_ids=history, user_names=values[begins[:, 0]], labels=None
     )
     return interactions, Samples(np.arange(rows), user_offsets[:-1], width[:, 1], candidates, labels)
+
+
+def _sorted_names(catalogue: Interactions) -> np.ndarray:
+    """The item names of `catalogue`, in which a binary search finds the raw items."""
+    arguments.is_a("catalogue", catalogue, Interactions)
+    names = np.asarray(catalogue.item_names)
+    if catalogue.item_names is None or names.dtype.kind not in "iu" or (np.diff(names) <= 0).any():
+        got = "none" if catalogue.item_names is None else np.array2string(names, threshold=4)
+        raise ValueError(f"catalogue must have item_names that are whole numbers in rising order, got {got}")
+    return names
 
 
 def find_sequences(path: Path) -> Path:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from din_kernels import data
@@ -28,6 +30,27 @@ def test_prepared_text_becomes_dense_ids_that_keep_their_names(prepared):
     assert (interactions.n_items, interactions.n_categories) == (3, 2)
 
 
+def test_numbers_of_19_digits_that_fit_int64_are_read(prepared):
+    large = 2**63 - 1
+    sequences = f"{large} 30 {large - 5} 30\n3 {large - 5} 0000000000000000000000010\n"
+    interactions = data.load(prepared(sequences, f"{CATEGORIES}{large - 5} {large - 7}\n"))
+    assert interactions.user_names.tolist() == [large, 3]
+    assert interactions.item_names[interactions.item_ids].tolist() == [30, large - 5, 30, large - 5, 10]
+    assert interactions.category_names[interactions.category_ids].tolist() == [100, 100, large - 7]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_number(prepared):
+    interactions = data.load(prepared("\ufeff" + SEQUENCES, "\ufeff" + CATEGORIES))
+    assert interactions.user_names.tolist() == [7, 3, 5]
+
+
+def test_a_file_in_utf_16_is_refused_by_name(prepared):
+    folder = prepared()
+    (folder / "seq.txt").write_bytes(SEQUENCES.encode("utf-16"))
+    with pytest.raises(ValueError, match="seq.txt: line 1: the file must be UTF-8, got UTF-16"):
+        data.load(folder)
+
+
 def test_listed_items_are_all_those_with_a_category(prepared):
     interactions = data.load_amazon_prepared(prepared(), items="listed")
     assert interactions.item_names.tolist() == [10, 20, 30, 40]
@@ -51,7 +74,17 @@ def test_windows_line_ends_and_tabs_are_read(prepared):
         ("7 30 10\n\n3 20\n", r"seq.txt: line 2: expected `user item item ...`, got an empty line"),
         ("7 30 10\n3 20\n7 20\n", r"seq.txt: line 3: user 7 was given on an earlier line"),
         ("7 30 10\n3 20 99 10\n", r"seq.txt: line 2: item 99 has no category in .*item_cate.txt"),
-        ("7 30 1000000000000000000000\n", r"seq.txt: line 1: a number of 22 digits does not fit int64"),
+        ("7 30 1000000000000000000000\n", r"seq.txt: line 1: a number of 22 digits does not fit int64, got '1000"),
+        ("7 30\n3 9223372036854775808\n", r"seq.txt: line 2: a number of 19 digits does not fit int64, got '9223372"),
+        (f"7 30\n3 {'9' * 5000}\n", r"seq.txt: line 2: a number of 5000 digits does not fit int64, got '9999"),
+        ("7 30 10\r3 20 30\n5 10\n", r"seq.txt: line 1: expected lines that end at '.n', got a '.r' within a line"),
+        ("7 30 10\n3 20\r 30\n", r"seq.txt: line 2: expected lines that end at '.n', got a '.r' within a line"),
+        ("7 30 \u0661\u0660\n", r"seq.txt: line 1: expected whole numbers, got '\u0661' in '\u0661\u0660'"),
+        ("7 30\u20281\n", r"seq.txt: line 1: expected whole numbers, got '.u2028' in "),
+        ("7 30\x0b10\n", r"seq.txt: line 1: expected whole numbers, got '.x0b'"),
+        ("7 30\x0010\n", r"seq.txt: line 1: expected whole numbers, got '.x00'"),
+        ("7,30,10\n", r"seq.txt: line 1: expected whole numbers, got ',' in '7,30,10'"),
+        ("7 3.5\n", r"seq.txt: line 1: expected whole numbers, got '.' in '3.5'"),
     ],
 )
 def test_malformed_sequences_are_refused_with_file_and_line(prepared, sequences, complaint):
@@ -91,6 +124,32 @@ def test_released_training_rows_carry_a_label(prepared, tmp_path):
     assert samples.labels.tolist() == [[1], [0]]
 
 
+def test_one_damaged_label_does_not_turn_the_others_into_negatives(prepared, tmp_path):
+    # Items called 0 and 1 are in the catalogue, so that every label is an item as well.
+    catalogue = data.load_amazon_prepared(prepared(categories=CATEGORIES + "0 100\n1 100\n"), items="listed")
+    (tmp_path / "rows.txt").write_text("7|30|20|1\n3|10|30|0\n3|10|20|10\n")
+    with pytest.raises(ValueError, match=r"rows.txt: line 3: last field must be 0 or 1 as on 2 of 3 lines, got 10"):
+        data.load_released_rows(tmp_path / "rows.txt", catalogue)
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (None, "got none"),
+        ([30, 10, 20, 40], r"got \[30 10 20 40\]"),
+        ([10, 10, 20, 40], r"got \[10 10 20 40\]"),
+        (["10", "20", "30", "40"], "got .'10' '20' '30' '40'"),
+    ],
+)
+def test_a_catalogue_in_which_items_cannot_be_looked_up_is_refused(prepared, tmp_path, names, complaint):
+    catalogue = dataclasses.replace(data.load_amazon_prepared(prepared(), items="listed"), item_names=names)
+    (tmp_path / "rows.txt").write_text("7|30|20|40\n")
+    with pytest.raises(ValueError, match=f"catalogue must have item_names .* in rising order, {complaint}"):
+        data.load_released_rows(tmp_path / "rows.txt", catalogue)
+    with pytest.raises(TypeError, match="catalogue must be Interactions, got NoneType"):
+        data.load_released_rows(tmp_path / "rows.txt", None)
+
+
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
@@ -99,7 +158,8 @@ def test_released_training_rows_carry_a_label(prepared, tmp_path):
         ("7|30|20|40\n7|30||40\n", r"rows.txt: line 2: user, item and last field must be one number each"),
         ("7|30|20|40\n7|30|20|41\n", r"rows.txt: line 2: item 41 is not in the catalogue"),
         ("7|30|20|40\n7|30 31|20|40\n", r"rows.txt: line 2: item 31 is not in the catalogue"),
-        ("7|30|20|40\n7|3x|20|40\n", r"rows.txt: line 2: expected whole numbers, got 'x'"),
+        ("7|30|20|40\n7|3x|20|40\n", r"rows.txt: line 2: expected whole numbers, got 'x' in '3x'"),
+        ("7|30|20|40\n7|30|20\r|40\n", r"rows.txt: line 2: expected lines that end at '.n', got a '.r' within a line"),
     ],
 )
 def test_malformed_rows_are_refused_with_file_and_line(prepared, tmp_path, rows, complaint):
