@@ -110,8 +110,9 @@ def _read_ratings(path: Path, files: Files) -> tuple[np.ndarray, np.ndarray, np.
     at, line = 0, 1
     if files.header:
         at, line = data.index(text.NEWLINE) + 1, 2
-        if data[:at].strip() != files.header:
-            got = text.shown(data[:at].decode(errors="replace").strip())
+        header = data[:at].removesuffix(text.NEWLINE).removesuffix(b"\r")
+        if header != files.header:
+            got = text.shown(header.decode(errors="replace"))
             raise ValueError(f"{path}: line 1: expected {files.header.decode()!r}, got {got}")
     if at == len(data):
         raise ValueError(f"{path}: line {line}: expected at least one rating, got none")
@@ -139,10 +140,16 @@ def _parse_ratings(path: Path, data: bytes, separator: bytes, first_line: int) -
     empty = np.flatnonzero(np.diff(numbers.offsets) != 4 + dots)  # a field without a digit
     if len(empty):
         raise _malformed(path, data, int(empty[0]), first_line)
-    begin, values = numbers.offsets[:-1], numbers.values
+    begin, end, values = numbers.offsets[:-1], numbers.offsets[1:], numbers.values
+    raw = np.frombuffer(data, np.uint8)
+    if len(separator) == 2:  # "1:2::3::4:" has as many colons as "1::2::3::4"
+        starts = numbers.starts[np.stack([begin + 1, begin + 2, end - 1])]
+        torn = np.flatnonzero((raw[starts - 2] != separator[0]).any(0))
+        if len(torn):
+            raise _malformed(path, data, int(torn[0]), first_line)
     rating = values[begin + 2]
     # Where there is no fraction the next number is the timestamp; it is read, but not asked for.
-    tenths = np.frombuffer(data, np.uint8)[numbers.starts[begin + 3]] - ord("0")
+    tenths = raw[numbers.starts[begin + 3]] - ord("0")
     low = (rating == 0) & ~(dots & (tenths >= 5))
     high = (rating > 5) | ((rating == 5) & dots & (values[begin + 3] > 0))
     outside = np.flatnonzero(low | high)
@@ -150,7 +157,7 @@ def _parse_ratings(path: Path, data: bytes, separator: bytes, first_line: int) -
         at = int(outside[0])
         got = data.split(text.NEWLINE, at + 1)[at].split(separator)[2].decode()
         raise ValueError(f"{path}: line {at + first_line}: rating must lie in 0.5..5, got {text.shown(got)}")
-    return np.stack([values[begin], values[begin + 1], rating, values[numbers.offsets[1:] - 1]], 1)
+    return np.stack([values[begin], values[begin + 1], rating, values[end - 1]], 1)
 
 
 def _malformed(path: Path, data: bytes, at: int, first_line: int) -> ValueError:

@@ -75,6 +75,6 @@ def _literal(line: str):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a title with a backslash is no concern of the user's
         try:
-            return ast.literal_eval(line.strip())
+            return ast.literal_eval(line.rstrip("\r\n"))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return None

@@ -45,7 +45,8 @@ def load_amazon_reviews(reviews: str | Path, meta: str | Path) -> Interactions:
     Every review is a behaviour, whatever its rating. A user's reviews are sorted by time; ties keep the file's order.
     The category of an item is the last name of its last path, as in the paper's released code, or its main category
     where it has no path. An item without either gets the category "unknown"; so does one that the metadata do not
-    describe, with a warning. Of several records of one item the last counts.
+    describe, with a warning. Of several records of one item the last counts. Of a Python dict only the name is read
+    where no review names the item.
 
     Raises:
         ValueError: a truncated file, a line that is not one record, or a field that is missing or of another type, with

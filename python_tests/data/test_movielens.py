@@ -170,6 +170,16 @@ def test_damaged_ratings_are_refused_with_file_line_and_value(movielens, ratings
         data.load(movielens(ratings))
 
 
+@pytest.mark.parametrize(
+    "line", ["9::10:3::100:", "9:10::3::100:", ":9::10::3:100", "9:::10::3:100", "9::10::3::::100"]
+)
+def test_colons_that_stand_elsewhere_are_refused(movielens, line):
+    with pytest.raises(
+        ValueError, match=f"ratings.dat: line 2: expected user, movie, rating and timestamp, got '{line}'"
+    ):
+        data.load(movielens(RATINGS_DAT.replace("9::10::3::100", line), MOVIES_DAT, "dat"))
+
+
 def test_users_and_movies_of_19_digits_are_read(movielens):
     large = 2**63 - 1
     ratings = RATINGS_CSV.replace("4,", f"{large},", 1).replace("9,50,", f"9,{large - 1},")
@@ -219,8 +229,9 @@ def test_a_folder_with_two_editions_asks_for_one(movielens):
 
 
 def _item(number, title, *genres):
-    names = data.movielens._GENRES_100K
-    flags = ["1" if name in genres else "0" for name in names]
+    # Some of the 19 columns, which the README of the set lists, by their place.
+    columns = {"unknown": 0, "Action": 1, "Crime": 6, "Western": 18}
+    flags = ["1" if at in [columns[genre] for genre in genres] else "0" for at in range(19)]
     return "|".join([str(number), title, "01-Jan-1995", "", "http://us.imdb.com/M/x", *flags]) + "\n"
 
 
