@@ -2,7 +2,7 @@
 #pragma once
 
 #include "local_activation/backward_plan.h"
-#include "local_activation/tile.cuh"
+#include "local_activation/mlp.cuh"
 
 namespace din_kernels::cuda {
 

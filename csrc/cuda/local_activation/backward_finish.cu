@@ -2,7 +2,7 @@
 
 #include "common/block_scan.cuh"
 #include "common/launch.cuh"
-#include "local_activation/mlp_of.h"
+#include "local_activation/dispatch.h"
 #include "local_activation/prepare.h"
 #include "local_activation/tile_loader.cuh"
 

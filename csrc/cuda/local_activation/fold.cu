@@ -2,8 +2,8 @@
 
 #include "common/launch.cuh"
 #include "common/typed.cuh"
-#include "local_activation/mlp.cuh"
-#include "local_activation/mlp_of.h"
+#include "local_activation/products.cuh"
+#include "local_activation/dispatch.h"
 #include "local_activation/prepare.h"
 
 namespace din_kernels::cuda {

@@ -4,7 +4,7 @@
 
 #include "common/block_scan.cuh"
 #include "common/launch.cuh"
-#include "local_activation/mlp_of.h"
+#include "local_activation/dispatch.h"
 #include "local_activation/pooling.cuh"
 
 namespace din_kernels::cuda {

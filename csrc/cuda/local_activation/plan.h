@@ -119,7 +119,7 @@ inline int64_t persistent_blocks(const DeviceLimits& device, int64_t shared_byte
     return device.multiprocessors * std::clamp<int64_t>(fit, 1, 4);
 }
 
-// Matrices packed for products, see mlp.cuh: [in] x [out] of a product's right side.
+// Matrices packed for products, see products.cuh: [in] x [out] of a product's right side.
 struct PackedSizes {
     int64_t tiles, steps, words;
 };

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "common/moments.cuh"
-#include "local_activation/tile.cuh"
+#include "local_activation/mlp.cuh"
 
 namespace din_kernels::cuda {
 

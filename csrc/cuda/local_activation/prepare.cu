@@ -4,8 +4,8 @@
 
 #include "common/launch.cuh"
 #include "common/typed.cuh"
-#include "local_activation/mlp.cuh"
-#include "local_activation/mlp_of.h"
+#include "local_activation/products.cuh"
+#include "local_activation/dispatch.h"
 #include "local_activation/tile_loader.cuh"
 
 namespace din_kernels::cuda {

@@ -4,9 +4,9 @@
 #include "common/dispatch.h"
 #include "common/launch.cuh"
 #include "local_activation/fold.h"
-#include "local_activation/mlp_of.h"
+#include "local_activation/dispatch.h"
 #include "local_activation/prepare.h"
-#include "local_activation/tile.cuh"
+#include "local_activation/mlp.cuh"
 
 namespace din_kernels::cuda {
 

@@ -1,7 +1,7 @@
 // From a call to the arithmetic and the arrays of its kernels.
 #pragma once
 
-#include "local_activation/mlp.cuh"
+#include "local_activation/products.cuh"
 #include "local_activation/plan.h"
 
 namespace din_kernels::cuda {
