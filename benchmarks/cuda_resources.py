@@ -127,7 +127,7 @@ def report(kernels: list[Kernel]) -> Iterator[str]:
         for kernel in sorted(own, key=lambda each: names[each.name]):
             name = names[kernel.name]
             shared, blocks = "", ""
-            if name.startswith(("unit_forward", "unit_backward")):
+            if name.startswith(("local_activation_forward", "local_activation_backward")):
                 threads, shared = tile_launch(name, architecture)
                 blocks = occupancy(kernel, architecture, threads, shared)
             yield f"| `{name}` | {kernel.registers} | {kernel.stack} | {kernel.spills} | {shared} | {blocks} |"

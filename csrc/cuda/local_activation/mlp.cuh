@@ -1,26 +1,26 @@
-// The MLP on the tile of a block: what forward and backward compute alike.
+// The MLP on the tile of a block, which forward and backward compute alike.
 #pragma once
 
 #include "common/activation.cuh"
-#include "local_activation/products.cuh"
-#include "local_activation/tile_loader.cuh"
+#include "local_activation/dispatch.h"
+#include "local_activation/tile.cuh"
 
 namespace din_kernels::cuda {
 
 // The prepared MLP, in global memory.
-struct UnitWeights {
-    UnitSizes sizes;
+struct MlpWeights {
+    Sizes sizes;
     Activation activation;
-    Global<const uint32_t> products;  // packed [D, H1]: of q * k; null where folded
-    Global<const uint32_t> matrices;  // packed parts of A_i [chunk, parts, D, H1]; null where not folded
-    int64_t matrix_words;             // of a part
+    Global<const uint32_t> weight_qk;  // packed [D, H1]: Wp; null where folded
+    Global<const uint32_t> matrices;   // packed parts of A_i [chunk, parts, D, H1]; null where not folded
+    int64_t matrix_words;              // of a part
     int matrix_parts;
-    Global<const uint32_t> layers[kMaxHidden];  // packed [D, H1] of k, null where folded, and [H of l - 1, H of l]
-    Global<const float> constants;              // [Q, padded H1]
+    Global<const uint32_t> layers[kMaxHidden];  // packed: weight_k [D, H1], null where folded, and [H of l - 1, H of l]
+    Global<const float> constants;              // [Q, padded H1]: c_i
     Global<const float> params;                 // [4, padded_sum]: bias, slope or alpha, mean, rstd
-    Global<const float> output;                 // [padded H + 1]
+    Global<const float> output;                 // [padded H + 1]: weight and bias of the output
 
-    // Of channels `at`, counted over all layers, and at + 1.
+    // The parameters of channels `at`, counted over all layers, and at + 1.
     __device__ ChannelPair channels(int at) const {
         const auto param = [&](int which) { return params.template load<2>(which * sizes.padded_sum + at); };
         const auto slope_or_alpha = param(1), mean = param(2), rstd = param(3);
@@ -28,39 +28,37 @@ struct UnitWeights {
     }
 };
 
-inline UnitWeights unit_weights(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspace& work,
-                                const FoldPlan& fold) {
-    const auto packed = [&](int64_t offset, int64_t in, int64_t out) {
-        return Global<const uint32_t>(carved<uint32_t>(call.workspace, offset), packed_sizes(sizes, in, out).words);
-    };
-    const Global<const uint32_t> none(nullptr, 0);
-    const auto floats = [&](int64_t offset, int64_t size) {
-        return Global<const float>(carved<float>(call.workspace, offset), size);
+inline MlpWeights mlp_weights(const LocalActivation& call, const Sizes& sizes, const Workspace& work,
+                              const FoldPlan& fold) {
+    const auto none = no_array<const uint32_t>();
+    const auto first = [&](int64_t offset) {
+        return sizes.folded ? none : packed_array(call, sizes, offset, call.dim, sizes.width[0]);
     };
     const auto layer = [&](int l) {
-        if (l == 0) return sizes.folded ? none : packed(work.keys_matrix, call.dim, sizes.width[0]);
-        return l < sizes.layers ? packed(work.layer_matrix[l], sizes.padded[l - 1], sizes.width[l]) : none;
+        return l < sizes.layers ? packed_array(call, sizes, work.weights.layers[l], sizes.padded[l - 1], sizes.width[l])
+                                : none;
     };
+    const auto matrices =
+        carved_array<const uint32_t>(call.workspace, fold.matrices, fold.chunk * fold.parts * fold.words);
     return {sizes,
-            call.hidden > 0 ? call.activation : Activation::kIdentity,
-            sizes.folded ? none : packed(work.products_matrix, call.dim, sizes.width[0]),
-            Global<const uint32_t>(sizes.folded ? carved<uint32_t>(call.workspace, fold.matrices) : nullptr,
-                                   fold.chunk * fold.parts * fold.words),
+            activation_of(call),
+            first(work.weights.weight_qk),
+            sizes.folded ? matrices : none,
             fold.words,
             fold.parts,
-            {layer(0), layer(1), layer(2)},
-            floats(work.constants, call.queries * sizes.padded[0]),
-            floats(work.params, 4 * sizes.padded_sum),
-            floats(work.output, sizes.padded[sizes.layers - 1] + 1)};
+            {first(work.weights.weight_k), layer(1), layer(2)},
+            carved_array<const float>(call.workspace, work.constants, call.queries * sizes.padded[0]),
+            carved_array<const float>(call.workspace, work.params, 4 * sizes.padded_sum),
+            carved_array<const float>(call.workspace, work.output, sizes.padded[sizes.layers - 1] + 1)};
 }
 
-// What a launch of forward and one of backward get alike.
+// The part of a launch over the tiles that forward and backward have in common.
 template <typename S, bool kFolded>
-struct UnitCall {
-    UnitWeights weights;
+struct TileCall {
+    MlpWeights weights;
     TileLoader<S, kFolded> loader;
     Global<const S> query;  // [Q, D]
-    bool query_vector;      // its rows can be read four elements at a time
+    bool query_by_four;     // its rows can be read four elements at a time
     bool softmax;
     float scale;
     Global<const int64_t> pair_begin;  // [Q] or null
@@ -68,69 +66,25 @@ struct UnitCall {
     bool resume = false;               // the blocks' sums go on from those of the chunk before
 };
 
-// Where a lane's sums stand in its warp's rows: registers 2 half and 2 half + 1 of a tile are neighbours.
-struct LanePosition {
-    int row, column;  // row in the block's tile, column of the layer
-};
-__device__ inline LanePosition lane_position(int tile, int half) {
-    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-    return {warp * kRowsPerWarp + lane / 4 + 8 * half, tile * 8 + 2 * (lane % 4)};
-}
-
-// products[r] = q_i * k of the warp's rows; zeros where there is no pair.
-template <typename S>
-__device__ void multiply_queries(const Shared<S>& keys, const Shared<S>& products, const Shared<int>& candidates,
-                                 const Global<const S>& query, int dim, int stride, bool vector) {
-    const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * kRowsPerWarp;
-    const auto multiply = [&](auto width) {
-        constexpr int kWidth = decltype(width)::value;
-        const RowThreads split(dim / kWidth, 32);
-        const int count = split.count(lane, kRowsPerWarp);
-        for (int column = split.piece(lane) * kWidth; column < dim; column += split.pieces() * kWidth)
-            for (int n = 0; n < count; n += RowThreads::kBatch) {
-                int row[RowThreads::kBatch];
-                Vector<S, kWidth> q[RowThreads::kBatch], both[RowThreads::kBatch];
-#pragma unroll
-                for (int b = 0; b < RowThreads::kBatch; ++b) {
-                    // Behind the last row comes the last one again.
-                    row[b] = first + split.row(lane) + (n + b < count ? n + b : count - 1) * split.rows();
-                    const int64_t i = candidates[row[b]];
-                    q[b] = {};  // where there is no pair, k is zero too
-                    if (i >= 0) q[b] = query.template load<kWidth>(i * dim + column);
-                }
-#pragma unroll
-                for (int b = 0; b < RowThreads::kBatch; ++b)
-                    both[b] = product(q[b], keys.template load<kWidth>(row[b] * stride + column));
-#pragma unroll
-                for (int b = 0; b < RowThreads::kBatch; ++b)
-                    products.template store<kWidth>(row[b] * stride + column, both[b]);
-            }
-    };
-    if (vector)
-        multiply(std::integral_constant<int, 4>{});
-    else
-        multiply(std::integral_constant<int, 1>{});
-    __syncwarp();
-}
-
-// z of layer `layer` for the warp's rows: visit(first tile, sums) for groups of tiles, padding columns among them.
-// `chunk_begin`: the candidate of the first matrix, where folded.
+// Calls visit(first tile, sums) with z of a layer for the warp's rows, group by group, padding columns among them.
+// Folded, chunk_begin is the candidate of the first matrix.
 template <typename Math, bool kFolded, typename Visit>
-__device__ void layer_sums(const UnitWeights& weights, int layer, const Shared<typename Math::Storage>& input,
+__device__ void layer_sums(const MlpWeights& weights, int layer, const Shared<typename Math::Storage>& input,
                            const Shared<typename Math::Storage>& products, const Shared<int>& candidates,
                            int64_t chunk_begin, const Visit& visit) {
-    const UnitSizes& sizes = weights.sizes;
+    const Sizes& sizes = weights.sizes;
     const int stride = sizes.stride[layer], first = int(threadIdx.x) / 32 * kRowsPerWarp * stride;
     const int steps = sizes.steps[layer];
-    // What is added: the bias or, in the first layer, c_i of the row's candidate.
+    // The bias is added, or in the first layer c_i of the row's candidate.
     const Global<const float> constants = layer > 0 ? weights.params : weights.constants;
-    int64_t constant[2];  // of the lane's two rows; -1: there is no pair
+    int64_t constant[2];  // of the lane's two rows; -1 where there is no pair
     for (int half = 0; half < 2; ++half) {
         const int64_t i = candidates[lane_position(0, half).row];
         constant[half] = layer > 0 ? sizes.padded_first[layer] : i < 0 ? -1 : i * sizes.padded[0];
     }
     for_groups(sizes.padded[layer] / 8, [&](int group, auto count) {
         constexpr int kCount = decltype(count)::value;
+        // The product, folded with A_i, else with the weights that all candidates share.
         Sums<kCount> sums = {};
         if (kFolded && layer == 0) {
             const int64_t words = weights.matrix_words, matrix = (candidates[0] - chunk_begin) * weights.matrix_parts;
@@ -139,8 +93,9 @@ __device__ void layer_sums(const UnitWeights& weights, int layer, const Shared<t
                                group);
         } else {
             Math::multiply(sums, input, first, stride, steps, weights.layers[layer], group);
-            if (layer == 0) Math::multiply(sums, products, first, stride, steps, weights.products, group);
+            if (layer == 0) Math::multiply(sums, products, first, stride, steps, weights.weight_qk, group);
         }
+        // What is added to it.
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int64_t from = constant[half] + lane_position(group, half).column;
@@ -155,23 +110,11 @@ __device__ void layer_sums(const UnitWeights& weights, int layer, const Shared<t
     });
 }
 
-// A lane's sums to fp32 rows `stride` apart, in which two neighbours are written at once.
-template <int kCount>
-__device__ void store_sums(const Sums<kCount>& sums, int group, const Shared<float>& to, int stride) {
-#pragma unroll
-    for (int t = 0; t < kCount; ++t)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const LanePosition at = lane_position(group + t, half);
-            to.template store<2>(at.row * stride + at.column, {{sums[t][2 * half], sums[t][2 * half + 1]}});
-        }
-}
-
 // A block's tile on its way through the MLP.
 template <typename Math, bool kFolded>
 struct TileMlp {
     using S = typename Math::Storage;
-    const UnitCall<S, kFolded>& call;
+    const TileCall<S, kFolded>& call;
     const TileShared& at;
 
     __device__ Shared<S> products() const {
@@ -181,61 +124,39 @@ struct TileMlp {
         return Shared<S>(uint32_t(at.hidden[layer]), at.rows * call.weights.sizes.stride[layer]);
     }
 
-    // Columns that no row and no layer fills stay zero: they meet zero weights, and 0 * NaN would not be 0.
+    // Zeros everywhere. Columns that no row and no layer fills stay zero: they meet zero weights, and 0 * NaN would not
+    // be 0.
     __device__ void clear() const {
-        const UnitSizes& sizes = call.weights.sizes;
+        const Sizes& sizes = call.weights.sizes;
         const auto zero = [&](const Shared<S>& array, int size) {
             for (int e = int(threadIdx.x); e < size; e += int(blockDim.x)) array.store(e, S{});
         };
-        for (int stage = 0; stage < at.stages; ++stage) zero(call.loader.keys_of(stage), at.rows * sizes.stride[0]);
+        for (int stage = 0; stage < at.stages; ++stage) zero(call.loader.history_of(stage), at.rows * sizes.stride[0]);
         if (!kFolded) zero(products(), at.rows * sizes.stride[0]);
         for (int layer = 1; layer < sizes.layers; ++layer) zero(hidden(layer), at.rows * sizes.stride[layer]);
     }
 
-    // Layers 0 .. end: visit(layer, first tile, z) sees groups of tiles of z, part gets the lane's share of its two
-    // rows' scores where the last layer is among them.
+    // Layers 0 .. end: visit(layer, first tile, z) sees groups of tiles of z. Where the last layer is among them, part
+    // gets the lane's share of its two rows' scores.
     template <typename Visit>
     __device__ void run(int stage, int end, float (&part)[2], const Visit& visit) const {
-        constexpr bool kApproximate = sizeof(S) == 2;
-        const UnitWeights& weights = call.weights;
-        const UnitSizes& sizes = weights.sizes;
-        const Shared<S> keys = call.loader.keys_of(stage);
+        const Sizes& sizes = call.weights.sizes;
+        const Shared<S> history = call.loader.history_of(stage);
         const Shared<int> candidates = call.loader.candidates_of(stage);
         if constexpr (!kFolded)
-            multiply_queries(keys, products(), candidates, call.query, sizes.dim, sizes.stride[0], call.query_vector);
+            multiply_queries(history, products(), candidates, call.query, sizes.dim, sizes.stride[0],
+                             call.query_by_four);
         for (int layer = 0; layer < end; ++layer) {
-            const bool last = layer == sizes.layers - 1;
-            const int channel = sizes.padded_first[layer], stride = last ? 0 : sizes.stride[layer + 1];
-            const Shared<S> input = layer == 0 ? keys : hidden(layer), output = last ? input : hidden(layer + 1);
-            const auto activated = [&](int group, auto& sums) {
-                constexpr int kCount = std::extent_v<std::remove_reference_t<decltype(sums)>>;
-                visit(layer, group, sums);
-                with_activation(weights.activation, [&](auto kind) {
-                    constexpr Activation kKind = decltype(kind)::value;
-#pragma unroll
-                    for (int t = 0; t < kCount; ++t) {
-                        const auto channels = weights.channels(channel + lane_position(group + t, 0).column);
-#pragma unroll
-                        for (int r = 0; r < 4; ++r)
-                            sums[t][r] = activate<kApproximate>(kKind, sums[t][r], channels.at[r % 2]);
-                    }
-                });
-#pragma unroll
-                for (int t = 0; t < kCount; ++t) {
-                    const LanePosition at = lane_position(group + t, 0);
-                    if (last) {
-                        const auto weight = weights.output.template load<2>(at.column);
-#pragma unroll
-                        for (int r = 0; r < 4; ++r) part[r / 2] = fmaf(weight.at[r % 2], sums[t][r], part[r / 2]);
-                    } else {
-                        const int to = at.row * stride + at.column;
-                        output.template store<2>(to, narrow_pair<S>(sums[t][0], sums[t][1]));
-                        output.template store<2>(to + 8 * stride, narrow_pair<S>(sums[t][2], sums[t][3]));
-                    }
-                }
-            };
-            layer_sums<Math, kFolded>(weights, layer, input, products(), candidates, call.loader.pairs.slots.begin,
-                                      activated);
+            const Shared<S> input = layer == 0 ? history : hidden(layer);
+            layer_sums<Math, kFolded>(call.weights, layer, input, products(), candidates, call.loader.pairs.slots.begin,
+                                      [&](int group, auto& sums) {
+                                          visit(layer, group, sums);
+                                          activate(layer, group, sums);
+                                          if (layer == sizes.layers - 1)
+                                              add_scores(group, sums, part);
+                                          else
+                                              store_hidden(layer + 1, group, sums);
+                                      });
             __syncwarp();
         }
     }
@@ -244,13 +165,55 @@ struct TileMlp {
     // store(row, score).
     template <typename Store>
     __device__ void scores(float (&part)[2], const Store& store) const {
-        const UnitWeights& weights = call.weights;
+        const MlpWeights& weights = call.weights;
         for (int half = 0; half < 2; ++half) {
             part[half] += __shfl_xor_sync(~0u, part[half], 1);
             part[half] += __shfl_xor_sync(~0u, part[half], 2);
             if (threadIdx.x % 4 == 0)
                 store(lane_position(0, half).row,
                       call.scale * (part[half] + weights.output[weights.sizes.padded[weights.sizes.layers - 1]]));
+        }
+    }
+
+ private:
+    // z becomes act(z).
+    template <int kCount>
+    __device__ __forceinline__ void activate(int layer, int group, Sums<kCount>& sums) const {
+        const MlpWeights& weights = call.weights;
+        const int channel = weights.sizes.padded_first[layer];
+        with_activation<sizeof(S) == 2>(weights.activation, [&](auto act) {
+            using Act = decltype(act);
+#pragma unroll
+            for (int t = 0; t < kCount; ++t) {
+                const auto channels = weights.channels(channel + lane_position(group + t, 0).column);
+#pragma unroll
+                for (int r = 0; r < 4; ++r) sums[t][r] = Act::value(sums[t][r], channels.at[r % 2]);
+            }
+        });
+    }
+
+    // part += <h, output weight> of the lane's elements.
+    template <int kCount>
+    __device__ __forceinline__ void add_scores(int group, const Sums<kCount>& sums, float (&part)[2]) const {
+#pragma unroll
+        for (int t = 0; t < kCount; ++t) {
+            const auto weight = call.weights.output.template load<2>(lane_position(group + t, 0).column);
+#pragma unroll
+            for (int r = 0; r < 4; ++r) part[r / 2] = fmaf(weight.at[r % 2], sums[t][r], part[r / 2]);
+        }
+    }
+
+    // h, narrowed, to the input of `layer`.
+    template <int kCount>
+    __device__ __forceinline__ void store_hidden(int layer, int group, const Sums<kCount>& sums) const {
+        const int stride = call.weights.sizes.stride[layer];
+        const Shared<S> output = hidden(layer);
+#pragma unroll
+        for (int t = 0; t < kCount; ++t) {
+            const LanePosition at = lane_position(group + t, 0);
+            const int to = at.row * stride + at.column;
+            output.template store<2>(to, narrow_pair<S>(sums[t][0], sums[t][1]));
+            output.template store<2>(to + 8 * stride, narrow_pair<S>(sums[t][2], sums[t][3]));
         }
     }
 };

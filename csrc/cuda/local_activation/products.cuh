@@ -1,37 +1,33 @@
-// Products of a warp's 16 rows with a weight matrix: 16 x 8 tiles of fp32 sums, spread over the lanes as mma.sync has
-// it (register r of a lane: row lane / 4 + 8 (r / 2), column 2 (lane % 4) + r % 2), also where FMA computes them.
+// Products of a warp's 16 rows with a packed matrix, by four kinds of arithmetic that share one layout of the sums. A
+// tile of sums is 16 x 8 and lies over the lanes as mma.sync has it, also where FMA computes it: lane 4 r + c holds
 //
-// Weights are packed once per call in the order in which lanes read them, so that they need no shared memory: a warp
-// reads 256 contiguous bytes per tile and step, those of a group of tiles side by side, from L1 after its first tile.
+//            columns 2 c, 2 c + 1
+//   row r         sums[0] sums[1]          r = lane / 4,  c = lane % 4
+//   row r + 8     sums[2] sums[3]
+//
+//   lane of an element   | 0 0 1 1 2 2 3 3 |     row 0, and row 8
+//                        | 4 4 5 5 6 6 7 7 |     row 1, and row 9
+//                        |      ...        |
+//                        | 28  ...      31 |     row 7, and row 15
 #pragma once
 
 #include <type_traits>
 
 #include "common/accessors.cuh"
+#include "local_activation/packed.cuh"
 
 namespace din_kernels::cuda {
 
-// Output columns that a warp keeps in registers: at most 5 tiles, so that widths of 40 and 80 leave none idle.
-constexpr int kTiles = 5;
-template <int kCount>
-using Sums = float[kCount][4];
-
-// Tiles are multiplied in groups of 5, and what is left over in groups of 2 and 1: how many of the `left` come next.
-__host__ __device__ constexpr int64_t next_group(int64_t left) { return left >= kTiles ? kTiles : left >= 2 ? 2 : 1; }
-
-// body(first tile, n) for all groups. Their sizes are constants of the body: then nothing branches on a tile, and the
-// loads of a group can all be under way at once.
-template <typename Body>
-__device__ void for_groups(int tiles, const Body& body) {
-    int first = 0;
-    for (; first + kTiles <= tiles; first += kTiles) body(first, std::integral_constant<int, kTiles>{});
-    for (; first + 2 <= tiles; first += 2) body(first, std::integral_constant<int, 2>{});
-    if (first < tiles) body(first, std::integral_constant<int, 1>{});
-}
-
-// The two sides of a product over the rows of a tile, as for the gradient of a weight: left [rows, n] and right
-// [rows, columns], of which 16 of n and some tiles from `n` and `column` on are multiplied. Sums beyond n_end and
-// column_end mean nothing. Rows of 16-bit elements must be there up to the next multiple of 8.
+// The two sides of a product over the rows of a tile, as the gradient of a weight needs it: left [rows, n_end] and
+// right [rows, column_end]. The 16 columns of left from `n` on are multiplied with some tiles of right from `column`
+// on:
+//
+//              n .. n + 16                     column .. column + 8 kCount
+//            +-------------+                 +-----------------------------+
+//      rows  |    left     |  ^T   x   rows  |            right            |   =   16 x 8 kCount sums
+//            +-------------+                 +-----------------------------+
+//
+// Sums beyond n_end and column_end mean nothing. Rows of 16-bit elements must be there up to the next multiple of 8.
 template <typename S>
 struct RowProduct {
     Shared<S> left, right;
@@ -44,33 +40,8 @@ struct RowProduct {
     }
 };
 
-// In which order the tiles and steps of a packed matrix follow each other: by groups of tiles, in a group by steps, so
-// that a step of a group lies at constant distances from one address.
-struct PackedOrder {
-    int64_t tiles, steps;
-
-    __device__ int64_t place(int64_t tile, int64_t step) const {
-        const int64_t first = first_of_group(tile);
-        return first * steps + step * next_group(tiles - first) + tile - first;
-    }
-    __device__ int64_t tile(int64_t place) const {
-        const int64_t first = first_of_group(place / steps);
-        return first + (place - first * steps) % next_group(tiles - first);
-    }
-    __device__ int64_t step(int64_t place) const {
-        const int64_t first = first_of_group(place / steps);
-        return (place - first * steps) / next_group(tiles - first);
-    }
-
- private:
-    __device__ int64_t first_of_group(int64_t tile) const {
-        const int64_t whole = tile / kTiles * kTiles;
-        return tiles - whole >= kTiles ? whole : whole + (tile - whole) / 2 * 2;
-    }
-};
-
-// sums[t] += left(step) times tile first_tile + t, the first of a group, of a matrix with 64 words per tile and step. A
-// step's weights are on their way while those of the step before are multiplied.
+// sums[t] += left(step) times tile first_tile + t of a matrix with 64 words per tile and step; first_tile is the first
+// of a group. A step's weights are on their way while those of the step before are multiplied.
 template <int kCount, typename Packed, typename Left, typename Multiply>
 __device__ void multiply_steps(Sums<kCount>& sums, int steps, const Packed& packed, int first_tile, const Left& left,
                                const Multiply& multiply) {
@@ -103,12 +74,20 @@ __device__ void multiply_steps(Sums<kCount>& sums, int steps, const Packed& pack
     multiply_step(steps - 1, now);
 }
 
-// word(): the words of a packed matrix from value(k, column). position(): where an element stands in it, counted in
-// elements of Storage; rounded(): as which value. kWords: per tile and step.
+// An arithmetic is a struct with
+//   Storage                  the type of the elements
+//   kDepth, kWords           rows of a matrix per step, and 32-bit words per tile and step
+//   word(at, ...)            word `at` of a packed matrix whose elements are value(k, column)
+//   position(k, column, ...) the place of an element in it, counted in elements of Storage
+//   rounded(value)           the value that the product takes
+//   multiply                 sums[t] += 16 rows x tile first_tile + t of a packed matrix
+//   multiply_rows            sums[t] += left^T right over rows, see RowProduct
+//
+// bf16 and fp16 by mma.sync m16n8k16.
 template <typename S>
 struct Mma {
     using Storage = S;
-    static constexpr int kDepth = 16;  // k per step
+    static constexpr int kDepth = 16;
     static constexpr int kWords = 64;
 
     template <typename Value>
@@ -136,12 +115,15 @@ struct Mma {
             [&](uint32_t (&a)[4], int step) { ptx::ldmatrix_x4(a, rows.address_16(row + 16 * step)); }, mma);
     }
 
-    // sums[t] += left^T right over `rows` rows. Both sides lie across their rows, so ldmatrix transposes.
+    // Both sides lie across their rows, so ldmatrix transposes.
     template <int kCount>
     __device__ static void multiply_rows(Sums<kCount>& sums, const RowProduct<S>& product, int rows) {
         const int lane = int(threadIdx.x) % 32, matrix = lane / 8;
-        // Of A the matrices 0, 1 have n of 0 .. 7 and 8 .. 15 and rows 0 .. 7; 2, 3 rows 8 .. 15. Of B, 0, 1 have rows
-        // 0 .. 7 and 8 .. 15 of a tile, 2, 3 of the next. In place of what is beyond the end comes what is before it.
+        // The 8 x 8 matrices of an ldmatrix. Left:  0 | 1  n of 0 .. 7 | 8 .. 15, rows 0 .. 7
+        //                                            2 | 3                        rows 8 .. 15
+        //                                   Right: 0 | 2  a tile | the next one, rows 0 .. 7
+        //                                          1 | 3                         rows 8 .. 15
+        // Columns beyond the end are replaced by those before it.
         const int n = product.n + 8 < product.n_end ? product.n + matrix % 2 * 8 : product.n;
         const int left = (lane % 8 + matrix / 2 * 8) * product.left_stride + n;
         int right[(kCount + 1) / 2];
@@ -173,6 +155,7 @@ struct Mma {
     }
 };
 
+// fp32 rounded to tf32, by mma.sync m16n8k8.
 struct Tf32 {
     using Storage = float;
     static constexpr int kDepth = 8, kWords = 64;
@@ -220,6 +203,7 @@ struct Tf32 {
     }
 };
 
+// fp32 by FMA, with the sums on the same lanes.
 struct Fma {
     using Storage = float;
     static constexpr int kDepth = 4, kWords = 32;
