@@ -25,8 +25,8 @@ struct ChannelPair {
     ChannelParams at[2];
 };
 
-// What follows from the gradient g of act(z): dz = g act'(z) for fixed statistics, the gradient of slope or alpha, and
-// for Dice u = (z - mean) rstd and its gradient du, which dz already contains as rstd du.
+// A derivative takes the gradient g of act(z) to dz = g act'(z) for fixed statistics, the gradient of slope or alpha,
+// and for Dice u = (z - mean) rstd and its gradient du, which dz already contains as rstd du.
 struct Derivative {
     float dz, dparam, du, u;
 };

@@ -26,7 +26,7 @@ void with_dtype(DType dtype, const Body& body) {
 template <int kCount>
 using Width = std::integral_constant<int, kCount>;
 
-// Whether rows at these addresses can be read kCount elements of T at a time (if their length is divisible by it).
+// Says whether rows at these addresses can be read kCount elements of T at a time, if kCount divides their length.
 template <int kCount, typename T>
 bool aligned_for(std::initializer_list<const void*> rows) {
     bool aligned = true;

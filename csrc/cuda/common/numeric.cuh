@@ -41,7 +41,7 @@ struct alignas(sizeof(T) * kCount) Vector {
     T at[kCount];
 };
 
-// The same bytes as another type.
+// Reads the bytes of a value as another type.
 template <typename To, typename From>
 __device__ To bits_as(const From& from) {
     static_assert(sizeof(To) == sizeof(From));

@@ -112,7 +112,7 @@ __device__ inline uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
 #endif
 }
 
-// The same for fp16.
+// Multiplies two pairs of fp16 and rounds each product once.
 __device__ inline uint32_t multiply_fp16x2(uint32_t a, uint32_t b) {
 #ifdef DIN_KERNELS_EMULATE
     const auto element = [](uint32_t word, int half) { return float_from_fp16(uint16_t(word >> (16 * half))); };
@@ -161,7 +161,7 @@ __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uin
 #endif
 }
 
-// The same for fp16.
+// D += A B for A [16, 16], B [16, 8] of fp16.
 __device__ inline void mma_fp16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef DIN_KERNELS_EMULATE
     emulation::mma_m16n8k16(d, a, b, __LINE__, float_from_fp16);
@@ -200,7 +200,8 @@ __device__ inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t shared_address) {
 #endif
 }
 
-// The same of 16-bit elements, each matrix transposed: a lane gets rows 2 (lane % 4) and the next of column lane / 4.
+// Loads four matrices of 16-bit elements and transposes each: a lane gets rows 2 (lane % 4) and the next of column lane
+// / 4.
 __device__ inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t shared_address) {
 #ifdef DIN_KERNELS_EMULATE
     emulation::ldmatrix_x4_trans(d, shared_address, __LINE__);

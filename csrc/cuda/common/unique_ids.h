@@ -1,5 +1,4 @@
-// Ranks the ids of a batch without a sort, by a bitmap of the table's rows and the number of set bits before every
-// word:
+// Ranks the ids of a batch without a sort, by a bitmap of the table's rows and the set bits before every word:
 //
 //   ids         67  3  67  5                         bit id % 32 of word id / 32
 //   bitmap      word 0: bits 3, 5   word 1: -   word 2: bit 3

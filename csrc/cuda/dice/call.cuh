@@ -1,5 +1,5 @@
-// What forward and backward of dice have in common: the parameters of a channel, a thread's share of the rows and
-// channels, and the call's arrays as kernels take them.
+// Forward and backward of dice share the parameters of a channel, a thread's share of the rows and channels, and the
+// call's arrays as kernels take them.
 #pragma once
 
 #include "common/carved.cuh"

@@ -1,4 +1,4 @@
-// What follows a backward pass over the tiles: sums of several blocks, in the blocks' order.
+// Launches behind a backward pass over the tiles add the sums of several blocks, in the blocks' order.
 #pragma once
 
 #include "local_activation/backward_plan.h"

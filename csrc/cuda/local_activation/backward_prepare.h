@@ -1,4 +1,4 @@
-// What comes before the backward pass over the tiles.
+// Launches before the backward pass over the tiles.
 #pragma once
 
 #include "local_activation/backward_plan.h"

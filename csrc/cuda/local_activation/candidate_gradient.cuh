@@ -1,4 +1,5 @@
-// What a tile adds to the gradients of its candidates: dc_i, and the part of dq_i that comes by q * k, or folded dA_i.
+// A tile adds to the gradients of its candidates: to dc_i, and to the part of dq_i that comes by q * k, or folded to
+// dA_i.
 #pragma once
 
 #include "local_activation/weight_gradient.cuh"

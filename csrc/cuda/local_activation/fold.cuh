@@ -1,4 +1,4 @@
-// What making A_i and taking its gradient apart have in common.
+// The first layer's weight and rows of candidates, as fold.cu and unfold.cu read them.
 #pragma once
 
 #include "common/typed.cuh"

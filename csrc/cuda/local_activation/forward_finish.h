@@ -1,4 +1,4 @@
-// What follows a forward pass over the tiles: sums of several blocks, in the blocks' order.
+// Launches behind a forward pass over the tiles add the sums of several blocks, in the blocks' order.
 #pragma once
 
 #include "local_activation/forward_plan.h"

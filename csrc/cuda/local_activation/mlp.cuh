@@ -95,7 +95,7 @@ __device__ void layer_sums(const MlpWeights& weights, int layer, const Shared<ty
             Math::multiply(sums, input, first, stride, steps, weights.layers[layer], group);
             if (layer == 0) Math::multiply(sums, products, first, stride, steps, weights.weight_qk, group);
         }
-        // What is added to it.
+        // Bias or c_i.
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int64_t from = constant[half] + lane_position(group, half).column;

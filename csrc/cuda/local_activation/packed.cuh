@@ -1,14 +1,13 @@
-// How the right side of a product is packed: a weight matrix [in, out], once per call, in the order in which lanes read
-// it. So weights need no shared memory: a warp reads 256 contiguous bytes per tile and step, from L1 after its first
-// tile.
+// The right side of a product, a weight matrix [in, out], is packed once per call in the order in which lanes read it.
+// So weights need no shared memory: a warp reads 256 contiguous bytes per tile and step, from L1 after its first tile.
 //
 // The columns are cut into tiles of 8, the rows into steps of 4, 8 or 16 (kDepth of the arithmetic). Tiles are
 // multiplied in groups of 5, and what is left over in groups of 2 and 1. A matrix of 8 tiles and 2 steps lies in memory
 // like this, each box the words of one tile and step:
 //
-//   group         first (5 tiles)                         second (2)        third (1)
-//   step          0                   1                   0       1         0     1
-//               | 0 | 1 | 2 | 3 | 4 | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 5 | 6 |  | 7 | 7 |        tile
+//   group     first (5 tiles)                         second (2)      third (1)
+//   step      0                   1                   0       1       0   1
+//   tile    | 0 | 1 | 2 | 3 | 4 | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 5 | 6 | 7 | 7 |
 //
 // All weights of a step of a group lie at constant distances from one address.
 #pragma once

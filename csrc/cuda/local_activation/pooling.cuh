@@ -1,8 +1,8 @@
 // From a tile's scores to weights and pooled rows, candidate by candidate, and Dice's statistics of a layer.
 //
-//   rows of a tile   | candidate 4 ... | 5 | 6 (all of it) | 7 ...
-//   Pooling          goes on with 4,   takes 5 and 6 from their first row to their last and writes them,
-//                    finishes it       begins 7 and carries it into the next tile
+//   rows of a tile  | rest of candidate 4 |    5    |    6    |    front of 7     |
+//   Pooling           goes on with 4 and    takes 5   takes 6   begins 7, whose sum
+//                     writes its row        whole     whole     the next tile goes on with
 //
 // The running sum of a softmax is kept for the largest score so far (top): a larger one scales it down.
 #pragma once

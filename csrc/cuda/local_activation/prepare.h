@@ -1,5 +1,5 @@
-// What has to be there before a tile is computed: packed weights, parameters, the number of pairs before each
-// candidate, and c_i. A folded call needs A_i beside them, see fold.h.
+// Launches before the tiles are computed: they pack weights, write parameters, count the pairs before each candidate
+// and make c_i. A folded call needs A_i beside them, see fold.h.
 #pragma once
 
 #include "local_activation/plan.h"

@@ -1,20 +1,20 @@
-// Which block computes which pairs. The pairs of a launch's candidates lie in one row of slots, cut into tiles, and the
-// tiles into one range of consecutive tiles per block:
+// The schedule says which block computes which pairs. The pairs of a launch's candidates lie in one row of slots, which
+// is cut into tiles, and every block has a range of consecutive tiles. A flat call has one slot per pair. A folded call
+// gives whole tiles to every candidate, the last of them filled up with slots that have no pair (dots), so that a tile
+// belongs to one candidate:
 //
-//   flat:    one slot per pair                          | candidate 0 | 1 |   candidate 2   | ...
-//   folded:  whole tiles per candidate, the last of     | candidate 0 ..| 1  ....| candidate 2 ......| ...
-//            them filled up with slots that have no
-//            pair (here dots), so that a tile
-//            belongs to one candidate
-//
-//   slots    0        rows      2 rows    3 rows    4 rows                            total
-//            |--------|---------|---------|---------|--------- ... ---------|----.....|
-//   tiles    |   0    |    1    |    2    |    3    |                       |  last   |
-//   ranges   |     block 0      |     block 1       |     ...               | block B - 1
+//   tiles of `rows` slots  |    0    |    1    |    2    |    3    |    4    |
+//   candidates, flat       | 0           | 1 |   2       | 3               |
+//   candidates, folded     | 0       | 0.......| 1.......| 2       | 2.......|
+//   ranges                 |      block 0      |      block 1      | block 2 |
 //
 // So a candidate lies in consecutive blocks. A block that holds only a part of a candidate leaves that part in its
-// partials, and a launch behind it joins the parts in the blocks' order: partial 0 is that of the candidate which began
-// before the block's range, partial 1 that of the one which goes on behind it.
+// partials, and a launch behind it joins the parts in the blocks' order. Partial 0 of a block belongs to the candidate
+// that began before its range, partial 1 to the one that goes on behind it:
+//
+//   candidates, flat       block 0: all of 0, all of 1, the front of 2 in partial 1
+//                          block 1: the rest of 2 in partial 0, the front of 3 in partial 1
+//                          block 2: the rest of 3 in partial 0
 #pragma once
 
 #include "common/accessors.cuh"
@@ -28,7 +28,7 @@ struct Slots {
 
     __device__ int64_t before(int64_t candidate) const { return first[candidate] - first[begin]; }
     __device__ int64_t total() const { return before(end); }
-    // Where a candidate's rows begin and end in a tile of `valid` rows from `slot` on.
+    // A candidate's rows are first_row .. last_row of a tile of `valid` rows from `slot` on.
     __device__ int first_row(int64_t candidate, int64_t slot) const {
         const int64_t first = before(candidate) - slot;
         return first > 0 ? int(first) : 0;
@@ -94,7 +94,7 @@ struct Range {
         begin = block * per_block < slots ? block * per_block : slots;
         end = begin + per_block < slots ? begin + per_block : slots;
     }
-    // Whether a candidate's first slot lies in the range, and whether its last one does.
+    // A candidate begins in the range if its first slot lies there, and ends in it if its last one does.
     __device__ bool begins(const Slots& slots, int64_t candidate) const { return slots.before(candidate) >= begin; }
     __device__ bool ends(const Slots& slots, int64_t candidate) const { return slots.before(candidate + 1) <= end; }
 };

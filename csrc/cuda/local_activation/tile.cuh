@@ -1,10 +1,11 @@
-// Rows of a tile as its warps have them. A warp owns 16 rows of the tile from the rows themselves to their scores, so
-// that the layers in between need no barrier:
+// Rows of a tile as its warps and lanes have them. A warp owns 16 rows of the tile from the rows themselves to their
+// scores, so that the layers in between need no barrier. Lane 4 r + c has two of these rows, r and r + 8, and of every
+// 8 columns the columns 2 c and 2 c + 1:
 //
-//   tile rows    0 .. 15    warp 0    lane 4 r + c has rows r and r + 8 of the warp's 16, columns 2 c and 2 c + 1 of
-//   every
-//               16 .. 31    warp 1    8 columns: register 0, 1 | 2, 3 of a tile of sums is row r | r + 8
-//               ...
+//   tile           of a warp      a tile of sums (8 columns)
+//   rows  0 .. 15  warp 0         row r       sums[0], sums[1]
+//   rows 16 .. 31  warp 1         row r + 8   sums[2], sums[3]
+//   ...
 #pragma once
 
 #include "local_activation/products.cuh"
@@ -12,7 +13,7 @@
 
 namespace din_kernels::cuda {
 
-// Where two neighbouring sums of a lane stand: registers 2 half and 2 half + 1 of a tile of sums, see products.cuh.
+// The place of two neighbouring sums of a lane, registers 2 half and 2 half + 1 of a tile of sums.
 struct LanePosition {
     int row, column;  // row in the block's tile, column of the layer
 };

@@ -1,4 +1,4 @@
-// How the pairs of a tile and the rows of their behaviours come into shared memory.
+// The loader brings the pairs of a tile and the rows of their behaviours into shared memory.
 //
 // With two stages the next tile is on its way while the present one is computed:
 //

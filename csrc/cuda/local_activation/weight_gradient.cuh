@@ -40,8 +40,7 @@ struct GradientSum {
     }
 };
 
-// gradient [n_end, stride] (from `first` on) += left^T right over the tile's rows. The warps share its pieces of 16 x
-// 40:
+// gradient [n_end, stride] (from `first` on) += left^T right over the tile's rows. The warps share pieces of 16 x 40:
 //
 //               columns 0 .. 39   40 .. 79   80 .. 119   120 .. 127
 //   n  0 .. 15  warp 0            warp 1     warp 2      warp 3          (D = 128 in groups of 5, 5, 5 and 1 tiles)
