@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from din_kernels import data
+from din_kernels import data, files
 from din_kernels.models import DINConfig
 from din_kernels.training import TrainingOptions, build, load_recipe, sizes_of, train
 
@@ -66,13 +67,19 @@ def execute(run: Run, interactions: data.Interactions, epochs: int) -> dict[str,
 def load_runs(path: Path) -> dict[Run, dict[str, list[float]]]:
     """Runs that a file holds."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {Run(**line["run"]): line["metrics"] for line in lines}
+    return {
+        Run(**line["run"]): {
+            metric: [math.nan if value is None else value for value in values]  # a metric that was not defined
+            for metric, values in line["metrics"].items()
+        }
+        for line in lines
+    }
 
 
 def chosen(runs: dict[Run, dict[str, list[float]]], activation: str, regularizer: str) -> tuple[Run, int, float]:
     """The tuning run and the epoch, from 1, with the highest user AUC on validation samples, and that AUC."""
     tried = {
-        run: metrics["user_auc"]
+        run: np.nan_to_num(metrics["user_auc"], nan=-math.inf).tolist()
         for run, metrics in runs.items()
         if (run.phase, run.activation, run.regularizer) == ("tuning", activation, regularizer)
     }
@@ -84,15 +91,14 @@ def run_all(name: str, path: Path, epochs: int, seeds: int) -> None:
     """Tunes, chooses and trains anew, skipping the runs that are done."""
     interactions = data.load(path)
     file = RESULTS / f"{name}.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
     runs = load_runs(file)
 
     def ensure(run: Run) -> None:
         if run in runs:
             return
         runs[run] = execute(run, interactions, epochs)
-        with file.open("a") as out:
-            out.write(json.dumps({"run": dataclasses.asdict(run), "metrics": runs[run]}) + "\n")
+        line = {"run": dataclasses.asdict(run), "metrics": runs[run]}
+        files.append_line(file, files.json_text(line))
         print(run, [round(value, 4) for value in runs[run]["user_auc"]], flush=True)
 
     for lr in RATES:
@@ -184,8 +190,8 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
         axis.set_ylabel(label)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
     figure.suptitle(f"{title}: mean and standard deviation over {min(row['seeds'] for row in rows)} seeds or more")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with files.replacing(path) as out:
+        figure.savefig(out, format="png", dpi=110)
 
 
 def report() -> None:
@@ -201,8 +207,7 @@ def report() -> None:
         parts += [f"## {file.stem}\n", table(rows), f"![Test metrics per epoch]({picture})\n",
                   "Test user AUC after every epoch:\n", table_per_epoch(rows, "user_auc"),
                   "Test AUC after every epoch:\n", table_per_epoch(rows, "auc")]  # fmt: skip
-    DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "regularization.md").write_text("\n".join(parts))
+    files.write_text(DOCS / "regularization.md", "\n".join(parts))
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from din_kernels import config
+from din_kernels import config, files
 from din_kernels.environment import versions
 from din_kernels.verification import compared
 
@@ -176,10 +176,9 @@ def save(folder: Path, benchmark: str, case: str, rows: list[dict[str, Any]], **
     about = machine()
     slug = re.sub(r"[^a-z0-9]+", "-", f"{about['cpu']} {about['cores']} cores".lower()).strip("-")
     path = folder / slug / f"{benchmark}-{case}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip()
     content = {"benchmark": benchmark, "case": case, "command": command, "machine": about, **more, "rows": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    files.write_json(path, content)
     return path
 
 
