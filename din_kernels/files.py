@@ -139,7 +139,7 @@ def _place(path: str | Path) -> Path:
     if place.parent.exists() and not place.parent.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     place.parent.mkdir(parents=True, exist_ok=True)
-    if place.exists() and not os.access(place, os.W_OK):
+    if place.exists() and not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return place
 

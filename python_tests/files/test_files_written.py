@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -152,16 +153,28 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path, attempt):
         attempt(tmp_path / ("a" * 300), "output")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_protected_file_or_folder_is_refused(tmp_path):
-    (tmp_path / "kept").write_text("x")
-    (tmp_path / "kept").chmod(0o444)
-    with pytest.raises(PermissionError, match="file cannot be written: Permission denied"):
-        files.write_text(tmp_path / "kept", "y")
-    tmp_path.chmod(0o555)
-    with pytest.raises(PermissionError, match="file cannot be written: Permission denied"):
-        files.require_writable(tmp_path / "new")
-    tmp_path.chmod(0o755)
+@pytest.fixture
+def open_folder():
+    """A folder of everybody; root, who may write everywhere, is nobody for the length of the test."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        if user == 0:
+            os.seteuid(65534)
+        yield folder
+        os.seteuid(user)
+
+
+def test_a_protected_file_or_folder_is_refused(open_folder):
+    (open_folder / "kept").write_text("x")
+    (open_folder / "kept").chmod(0o444)
+    (open_folder / "closed").mkdir(mode=0o555)
+    for path in ("kept", "closed/new"):
+        for attempt in (files.require_writable, lambda path: files.write_text(path, "y")):
+            with pytest.raises(PermissionError, match=f"file cannot be written: Permission denied: '.*{path}'"):
+                attempt(open_folder / path)
+    assert (open_folder / "kept").read_text() == "x"
 
 
 def test_permissions_and_links_stay(tmp_path):
