@@ -125,12 +125,14 @@ def rows_of(runs: dict[Run, dict[str, list[float]]]) -> list[dict]:
             if (activation, regularizer) not in tuned:
                 continue
             best, epoch, validation = chosen(runs, activation, regularizer)
-            final = [metrics for run, metrics in runs.items()
-                     if dataclasses.replace(run, phase="tuning", seed=0) == best and run.phase == "final"]  # fmt: skip
+            final = [
+                metrics
+                for run, metrics in runs.items()
+                if dataclasses.replace(run, phase="tuning", seed=0) == best and run.phase == "final"
+            ]
             if final:
-                rows.append({"best": best, "epoch": epoch, "validation": validation, "seeds": len(final)} | {
-                    metric: np.array([metrics[metric] for metrics in final]) for metric in METRICS
-                })  # fmt: skip
+                row = {"best": best, "epoch": epoch, "validation": validation, "seeds": len(final)}
+                rows.append(row | {metric: np.array([metrics[metric] for metrics in final]) for metric in METRICS})
     return rows
 
 
@@ -180,9 +182,14 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
         epochs = np.arange(1, row["auc"].shape[1] + 1)
         for axis, metric in zip(axes, ("user_auc", "auc"), strict=True):
             mean, deviation = row[metric].mean(0), row[metric].std(0)
-            (line,) = axis.plot(epochs, mean, "-o" if best.activation == "dice" else "--s", ms=4,
-                                color={"none": "C3", "l2": "C1", "mba": "C0"}[best.regularizer],
-                                label=name_of(best))  # fmt: skip
+            (line,) = axis.plot(
+                epochs,
+                mean,
+                "-o" if best.activation == "dice" else "--s",
+                ms=4,
+                color={"none": "C3", "l2": "C1", "mba": "C0"}[best.regularizer],
+                label=name_of(best),
+            )
             axis.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.15, color=line.get_color(), lw=0)
             axis.plot(row["epoch"], mean[row["epoch"] - 1], "*", ms=13, color=line.get_color())
     for axis, label in zip(axes, ("test user AUC", "test AUC"), strict=True):
@@ -196,17 +203,26 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
 
 def report() -> None:
     """Writes docs/results/regularization.md and a plot per data set."""
-    parts = ["# Regularization and activation on real data\n", __doc__.strip().split("\n\n")[1] + "\n",
-             "Written by `python benchmarks/regularization.py report`; mean ± standard deviation.\n"]  # fmt: skip
+    parts = [
+        "# Regularization and activation on real data\n",
+        __doc__.strip().split("\n\n")[1] + "\n",
+        "Written by `python benchmarks/regularization.py report`; mean ± standard deviation.\n",
+    ]
     for file in sorted(RESULTS.glob("*.jsonl")):
         rows = rows_of(load_runs(file))
         if not rows:
             continue
         picture = f"regularization_{file.stem}.png"
         plot(rows, DOCS / picture, file.stem)
-        parts += [f"## {file.stem}\n", table(rows), f"![Test metrics per epoch]({picture})\n",
-                  "Test user AUC after every epoch:\n", table_per_epoch(rows, "user_auc"),
-                  "Test AUC after every epoch:\n", table_per_epoch(rows, "auc")]  # fmt: skip
+        parts += [
+            f"## {file.stem}\n",
+            table(rows),
+            f"![Test metrics per epoch]({picture})\n",
+            "Test user AUC after every epoch:\n",
+            table_per_epoch(rows, "user_auc"),
+            "Test AUC after every epoch:\n",
+            table_per_epoch(rows, "auc"),
+        ]
     files.write_text(DOCS / "regularization.md", "\n".join(parts))
 
 

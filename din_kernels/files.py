@@ -65,6 +65,8 @@ def replacing(path: str | Path, name: str = "file") -> Iterator[BinaryIO]:
 def require_writable(path: str | Path, name: str = "file", size: int = 0) -> None:
     """Tries what `replacing` will do, with one block, and leaves no file; folders above `path` are made.
 
+    A device or a pipe is tried with an empty line, which text and JSON may begin with.
+
     Args:
         path: the file that will be written.
         name: what the file is, for errors.
@@ -76,6 +78,7 @@ def require_writable(path: str | Path, name: str = "file", size: int = 0) -> Non
     with _named(path, name):
         place = _place(path)
         if place.exists() and not place.is_file():
+            place.write_bytes(b"\n")
             return
         partial = place.with_name(place.name + PARTIAL)
         try:

@@ -100,9 +100,12 @@ def sgemm_call(size: int = 2048) -> tuple[Callable[[], Any], int]:
 
 
 def require_equal(
-    variant: str, found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tensor],
+    variant: str,
+    found: Mapping[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
+    exact: Mapping[str, torch.Tensor],
     allowed: float = 1.0,
-) -> float:  # fmt: skip
+) -> float:
     """Holds a variant to the reference by the bounds of `din_kernels.verification`.
 
     Args:
@@ -165,10 +168,8 @@ def _commit() -> str:
 
 def add_save(parser: argparse.ArgumentParser) -> None:
     """The option --save, for `save`."""
-    parser.add_argument(
-        "--save", type=Path, nargs="?", const=RESULTS, metavar="FOLDER",
-        help="keep the results as JSON; default folder: benchmarks/results of the checkout",
-    )  # fmt: skip
+    about = "keep the results as JSON; default folder: benchmarks/results of the checkout"
+    parser.add_argument("--save", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=about)
 
 
 def save(folder: Path, benchmark: str, case: str, rows: list[dict[str, Any]], **more: Any) -> Path:

@@ -7,6 +7,7 @@ training) is made by the scripts in benchmarks/ of the source tree.
 from __future__ import annotations
 
 import argparse
+import math
 
 import torch
 
@@ -28,6 +29,8 @@ def run(options: argparse.Namespace) -> int:
     console = wide_console()
     for name in options.shapes:
         checks.one_of("shape", name, CPU_SHAPES)
+    if not 0 <= options.seconds < math.inf:
+        raise ValueError(f"seconds must be at least 0 and finite, got {options.seconds}")
     for name in options.shapes:
         try:
             inputs = inputs_of(SHAPES[name])
