@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,8 +79,11 @@ def test_a_file_is_replaced_as_a_whole_and_nothing_else_stays(tmp_path):
 
 def test_the_content_reaches_the_disk_before_the_name_changes(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(os, "fsync", lambda handle: order.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}")
-                                                                 else "file"))  # fmt: skip
+
+    def synced(handle):
+        order.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "file")
+
+    monkeypatch.setattr(os, "fsync", synced)
     renamed = Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, to: (order.append("rename"), renamed(self, to))[1])
     files.write_bytes(tmp_path / "a", b"1")
@@ -241,3 +245,22 @@ def test_a_run_with_an_undefined_metric_is_kept_read_and_not_chosen(tmp_path, mo
     assert kept[0]["metrics"]["auc"] == [None, None]
     best, epoch, value = regularization.chosen(regularization.load_runs(tmp_path / "toy.jsonl"), "prelu", "none")
     assert (best.lr, epoch, value) == (regularization.RATES[1], 1, 0.25)
+
+
+# These write into a folder of their own that lives as long as the call, or into /proc.
+OWN_FOLDER = ("memory.py", "triton_cubins.py")
+
+
+def test_no_other_file_of_the_project_writes_past_the_helper():
+    sources = [
+        path for folder in ("din_kernels", "benchmarks", "tools") for path in harness.ROOT.glob(f"{folder}/**/*.py")
+    ]
+    assert len(sources) > 50
+    found = [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in sources
+        if path.name not in ("files.py", *OWN_FOLDER)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"""(?<!files)\.write_(text|bytes)\(|open\([^)]*["'][wax]b?["']|savefig\(path""", line)
+    ]
+    assert found == []
