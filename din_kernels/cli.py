@@ -17,7 +17,6 @@ from din_kernels.training.errors import Diverged
 
 MISTAKE = 2  # exit status of what the user can put right
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,9 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = options.run(options)
         sys.stdout.flush()
-    except BrokenPipeError:
-        _abandon_output()
-        return CLOSED_PIPE
     except (ValueError, OSError, BackendError, Diverged, MemoryError, torch.OutOfMemoryError) as error:
         _abandon_output()
         _tell(options.command, _line(error))
