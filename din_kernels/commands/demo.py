@@ -24,6 +24,7 @@ from din_kernels.data import Batch, Interactions, Samples, Split, batches
 from din_kernels.demo.comparison import COMPILED, EAGER, VARIANTS, compare, prepare, unit_inputs
 from din_kernels.models import DIN
 from din_kernels.training import TrainingOptions, load_recipe, train
+from din_kernels.training.loop import require_samples
 
 COMPARED_ROWS = 512  # histories in a compared batch, each with all its candidates
 COMPARED_BATCHES = 3
@@ -50,12 +51,12 @@ def run(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"the demo draws plots: {missing}; pip install 'din-kernels[demo]'") from None
     console = wide_console()
     recipe = default_recipe(options.data)
-    settings, training = load_recipe(recipe)
-    epochs = training["epochs"] if options.epochs is None else options.epochs
+    settings, recipe_options = load_recipe(recipe)
+    epochs = recipe_options["epochs"] if options.epochs is None else options.epochs
     for name, value in (("epochs", epochs), ("rounds", options.rounds)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    training = TrainingOptions(**(training | {"seed": options.seed, "epochs": epochs}))
+    training = TrainingOptions(**(recipe_options | {"seed": options.seed, "epochs": epochs}))
     paths = [options.output / name for name in PLOTS]
     for path in paths:
         files.require_writable(path, "plot")
@@ -95,10 +96,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _held_out(split: Split) -> Samples:
-    return split.validation if split.test is None else split.test
-
-
 def _compared(model: DIN, split: Split, interactions: Interactions) -> list[Batch]:
     loader = batches(split.train, interactions, COMPARED_ROWS, shuffle=True, max_length=model.config.max_length)
     chosen = [batch for batch in itertools.islice(loader, COMPARED_BATCHES) if len(batch.users) == COMPARED_ROWS]
@@ -118,7 +115,7 @@ def _comparison_table(seconds: dict[str, float], megabytes: dict[str, float | No
 
 def _draw_attention(model: DIN, split: Split, interactions: Interactions, plots, path: Path) -> None:
     """One held-out user with a long history, and a candidate from each of its most frequent categories."""
-    samples = _held_out(split)
+    samples = require_samples(split, interactions)
     row = int(np.argmax(np.minimum(samples.history_length, SHOWN_BEHAVIOURS)))
     begin = samples.history_begin[row] + max(0, samples.history_length[row] - SHOWN_BEHAVIOURS)
     history = interactions.item_ids[begin : samples.history_begin[row] + samples.history_length[row]]

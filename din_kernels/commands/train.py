@@ -67,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
     if options.recipe is not None and options.config is not None:
         raise ValueError("recipe and config exclude each other, got both")
     recipe = options.config or options.recipe or default_recipe(options.data)
-    settings, training = load_recipe(recipe)
-    training = _overridden(training, options)
+    settings, recipe_options = load_recipe(recipe)
+    training = _overridden(recipe_options, options)
     device = device_of(options.device)
     if options.backend is not None and backends.unavailable(options.backend) is not None:
         raise ValueError(f"backend {options.backend} cannot serve here: {backends.unavailable(options.backend)}")
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         f"{options.model}, recipe {recipe}: {interactions.n_users} users, {interactions.n_items} items, "
         f"{len(split.train)} training samples"
     )
-    forced = contextlib.nullcontext()
+    forced: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if options.backend is not None:
         forced = backends.use_backend(options.backend, ops=("local_activation",))
     kept = {"checkpoint": options.checkpoint, "resume": options.resume, "output": options.output}

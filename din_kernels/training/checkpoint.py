@@ -15,7 +15,7 @@ import hashlib
 import re
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -70,7 +70,7 @@ def save(
     with files.replacing(path, "checkpoint") as out:
         hashed = _Hashed(out)
         try:
-            torch.save(content, hashed)
+            torch.save(content, cast("BinaryIO", hashed))
         except BaseException:
             if hashed.error is None:
                 raise

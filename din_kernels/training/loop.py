@@ -102,7 +102,7 @@ def train(
     optimizers = Optimizers(model, options, counts)
     torch.manual_seed(options.seed)
     history: list[dict[str, Any]] = []
-    if resume and Path(checkpoint).exists():
+    if resume and checkpoint is not None and Path(checkpoint).exists():
         history = checkpoints.resume(checkpoint, model, optimizers, options)
         if output is not None:
             files.write_json(output, history, "output")
@@ -111,8 +111,8 @@ def train(
     try:
         for epoch in range(len(history), options.epochs):
             optimizers.start_epoch(epoch)
-            order = {"shuffle": True, "seed": options.seed, "epoch": epoch, "max_length": model.config.max_length}
-            loader = batches(split.train, interactions, options.batch_size, **order)
+            length = model.config.max_length
+            loader = batches(split.train, interactions, options.batch_size, True, options.seed, epoch, length)
             title = f"epoch {epoch + 1}/{options.epochs}"
             record = {"epoch": epoch + 1} | _epoch(model, loader, optimizers, stopwatch, title, progress)
             begin = time.perf_counter()
@@ -137,19 +137,23 @@ def require_samples(split: Split, interactions: Interactions) -> Samples:
     Raises:
         ValueError: no training samples, or none that are held out; says how long histories are and have to be.
     """
-    held_out = {name: getattr(split, name) for name in ("test", "validation")}
-    name, samples = next(((name, each) for name, each in held_out.items() if each is not None), ("test", None))
-    for kind, found in (("train", split.train), (name, samples)):
-        if found is None or not len(found):
-            longest = max(interactions.lengths(), default=0)
-            need = "a rated item needs another of its user before it"
-            if interactions.labels is None:
-                need = "a user needs 3 for a training sample beside the one held out, 4 with tuning"
-            raise ValueError(
-                f"split.{kind} must hold samples, got none: the longest of {interactions.n_users} histories has "
-                f"{longest} behaviours; {need}"
-            )
-    return samples
+    validated = split.test is None and split.validation is not None
+    held_out = split.validation if validated else split.test
+    if not len(split.train):
+        raise ValueError(_too_short("train", interactions))
+    if held_out is None or not len(held_out):
+        raise ValueError(_too_short("validation" if validated else "test", interactions))
+    return held_out
+
+
+def _too_short(kind: str, interactions: Interactions) -> str:
+    need = "a rated item needs another of its user before it"
+    if interactions.labels is None:
+        need = "a user needs 3 for a training sample beside the one held out, 4 with tuning"
+    return (
+        f"split.{kind} must hold samples, got none: the longest of {interactions.n_users} histories has "
+        f"{max(interactions.lengths(), default=0)} behaviours; {need}"
+    )
 
 
 def require_paths(checkpoint: str | Path | None, output: str | Path | None, checkpoint_bytes: int = 0) -> None:

@@ -85,7 +85,7 @@ def fields_fit(
             raise error(f"{name} must hold {key}, got {', '.join(map(str, value)) or 'nothing'}")
 
 
-def _finite(value: Real) -> bool:
+def _finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond what a float holds
