@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from din_kernels import _cuda_emulated
+from din_kernels import _cuda_emulated, files
 from din_kernels.backends.cuda.local_activation import CHUNK_BYTES
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
@@ -171,7 +171,7 @@ def main() -> int:
         kernels = [kernel for part in parts for kernel in part]
     page = "\n".join(report(kernels)).rstrip() + "\n"
     if options.output:
-        options.output.write_text(page)
+        files.write_text(options.output, page)
     else:
         print(page, end="")
     spilling = [kernel for kernel in kernels if kernel.spills and not re.search("backward|gradient", kernel.name)]

@@ -14,7 +14,6 @@ with 0.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -147,6 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     without_cuda = None
     if torch.cuda.is_available() and not (options.dry_run or options.no_build or options.compile):
         without_cuda = build()
+    from din_kernels import files
     from din_kernels.backends import available
     from din_kernels.benchmarking import gpu, harness
     from din_kernels.benchmarking.shapes import SHAPES, ShapeUnavailable
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     backends = [name for name in ("cuda", "triton") if name not in reasons]
     if options.dry_run or not torch.cuda.is_available():
         why = "dry run" if options.dry_run else "torch sees no GPU"
-        print(f"skipped: {why}; would time {', '.join(names)}; not available: {json.dumps(reasons)}")
+        print(f"skipped: {why}; would time {', '.join(names)}; not available: {files.json_text(reasons)}")
         return 0
     if options.compile:
         gpu.compile_all(SHAPES[options.compile], backends)
@@ -177,13 +177,13 @@ def main(arguments: list[str] | None = None) -> int:
     def keep(**found: Any) -> None:
         """Adds results and writes the file: what was measured stays, whatever comes."""
         result.update(found, seconds=round(time.monotonic() - began, 1))
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        files.write_json(path, result)
 
     def time_left() -> bool:
         return time.monotonic() - began < SECONDS
 
     keep(**prepare(names, backends, began + PREPARED))
-    print(json.dumps({name: result[name] for name in ("tests", "compute-sanitizer")}, indent=1)[:6000], flush=True)
+    print(files.json_text({name: result[name] for name in ("tests", "compute-sanitizer")}, indent=1)[:6000], flush=True)
     for name in names:
         try:
             left = time_left()
@@ -191,9 +191,9 @@ def main(arguments: list[str] | None = None) -> int:
         except ShapeUnavailable as reason:
             found = {"skipped": str(reason)}
         keep(rows=[*result["rows"], {"shape": name, **found}])
-        print(name, json.dumps(found)[:2000], flush=True)
+        print(name, files.json_text(found)[:2000], flush=True)
     keep(**{"sparse step": gpu.sparse(backends) if time_left() else {"skipped": "no time left"}})
-    print("sparse step", json.dumps(result["sparse step"]), flush=True)
+    print("sparse step", files.json_text(result["sparse step"]), flush=True)
     failed = wrong(result, backends)
     print(f"wrote {path} after {result['seconds']} s", *(f"FAILED: {each}" for each in failed), sep="\n")
     return 1 if failed else 0

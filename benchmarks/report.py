@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from din_kernels import files
 from din_kernels.benchmarking import harness
 from din_kernels.benchmarking.gpu import FBGEMM, GRAPH
 from din_kernels.benchmarking.local_activation import BUCKETED, COMPILED, COPIES, EAGER, FOLDED, FUSED
@@ -284,8 +285,8 @@ def bars(
     axes.margins(x=0.02, y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, ncols=4, loc="upper left", frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with files.replacing(path) as out:
+        figure.savefig(out, format="png", dpi=150)
 
 
 PEERS = {
@@ -339,7 +340,7 @@ def main() -> int:
         if new != text:
             stale.append(page)
             if not options.check:
-                path.write_text(new)
+                files.write_text(path, new)
     if options.check:
         print("\n".join(f"{page}: a table differs from benchmarks/results" for page in stale))
         return 1 if stale else 0

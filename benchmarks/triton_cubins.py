@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from din_kernels import files
 from din_kernels.backends.triton import chips, dice, local_activation, mba_penalty, sparse_update
 from din_kernels.backends.triton.local_activation import memory
 from din_kernels.backends.triton.local_activation.plan import refuses_sizes
@@ -322,9 +323,9 @@ def main() -> int:
                 print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             print(f"{chip} {name}: {time.perf_counter() - begin:.1f} s", flush=True)
     if options.calls is None and not options.forward:
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(page(rows))
-        SUMMARY.write_text(MARKED.sub(lambda match: match[1] + summary(rows) + match[2], SUMMARY.read_text()))
+        files.write_text(PAGE, page(rows))
+        marked = MARKED.sub(lambda match: match[1] + summary(rows) + match[2], SUMMARY.read_text())
+        files.write_text(SUMMARY, marked)
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from din_kernels import files
 from din_kernels.backends import unavailable, use_backend
 from din_kernels.backends.triton import chips
 from din_kernels.backends.triton.local_activation.plan import tile_shape
@@ -192,11 +193,11 @@ def main() -> int:
         return 0
     compile_all()
     table = search(chip)
-    CONFIGS.write_text(json.dumps(table, indent=4) + "\n")
+    files.write_json(CONFIGS, table, indent=4)
     chips.stored.cache_clear()
     forget()
     table.setdefault(chip, {}).setdefault("16 bit", {})["fold_from"] = fold_from(chip)
-    CONFIGS.write_text(json.dumps(table, indent=4) + "\n")
+    files.write_json(CONFIGS, table, indent=4)
     return 0
 
 

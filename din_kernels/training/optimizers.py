@@ -78,6 +78,7 @@ def _mba(table: str | None, options: TrainingOptions, counts: dict[str, torch.Te
     """The group's regularization; the item bias, which is no table of the config, has none."""
     if table is None or not options.mba:
         return {}
-    if table not in (counts or {}):
-        raise ValueError(f"counts must hold table {table!r} for mba, got {', '.join(counts or {}) or 'none'}")
+    counts = counts or {}
+    if table not in counts:
+        raise ValueError(f"counts must hold table {table!r} for mba, got {', '.join(counts) or 'none'}")
     return {"mba": sparse_optim.MBA(options.mba, counts[table])}
