@@ -24,14 +24,14 @@ test-triton: $(BUILT)
 
 # Every Triton kernel compiled for sm_80, sm_89, sm_90 and sm_100, no GPU needed; writes docs/results/triton_cubins.md.
 cubins: $(BUILT)
-	$(BIN)/python benchmarks/triton_cubins.py
+	$(BIN)/python tools/triton_cubins.py
 
 # On a machine with a GPU: build, GPU tests, benchmarks, one JSON, in under 9 minutes. With $(PYTHON) where its torch
 # sees the GPU, so that no network is needed; else with the virtual environment (TORCH must name a CUDA build then).
 gpu-check:
 	if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; \
-	then $(PYTHON) benchmarks/gpu_check.py; \
-	else $(MAKE) build && $(BIN)/python benchmarks/gpu_check.py --no-build; fi
+	then $(PYTHON) tools/gpu_check.py; \
+	else $(MAKE) build && $(BIN)/python tools/gpu_check.py --no-build; fi
 
 # Every test that needs a GPU, with every combination of options; `gpu-check` runs a representative set. With what is
 # installed beside $(PYTHON); pytest-xdist, where it is, spreads the compilations.

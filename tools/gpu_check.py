@@ -1,6 +1,6 @@
 """One command for a machine with a GPU: builds, runs the GPU tests, times the house shapes, writes one JSON.
 
-    python3 benchmarks/gpu_check.py [--save FOLDER] [--dry-run]
+    python3 tools/gpu_check.py [--save FOLDER] [--dry-run]
 
 Our backends beside eager PyTorch on the padded batch, torch.compile of it, and torch.compile of the folded form,
 forward and forward + backward, in the shape's own dtype. Equality with the reference is asserted first. It needs no
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "gpu_check.json"
     result: dict[str, Any] = {
-        "benchmark": "gpu_check", "case": chip, "command": "python benchmarks/gpu_check.py",
+        "benchmark": "gpu_check", "case": chip, "command": "python tools/gpu_check.py",
         "machine": harness.machine() | {"chip": chip, "triton": triton.__version__},
         "capability": list(torch.cuda.get_device_capability()), "without cuda": without_cuda, "unavailable": reasons,
         "rows": [],

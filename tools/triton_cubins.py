@@ -259,7 +259,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     chips_named = " ".join(dict.fromkeys(row["chip"] for row in rows))
     lines = [
         "# Triton kernels as compiled\n",
-        f"Made by `python benchmarks/triton_cubins.py --chips {chips_named}` with Triton {triton.__version__}, without "
+        f"Made by `python tools/triton_cubins.py --chips {chips_named}` with Triton {triton.__version__}, without "
         "a GPU: what the compiler says, not a measurement. Registers per thread; spills: instructions that read or "
         "write local memory, and how many of them run once a tile (the others once a candidate or program); "
         "shared memory and stack in bytes. A backward whose smallest tiles do not fit a chip is refused there and not "

@@ -1,6 +1,6 @@
 """Finds the unit's tile shapes on this machine's GPU and stores them with the package, as what its chip overrides.
 
-    python benchmarks/triton_search.py [--dry-run]
+    python tools/triton_search.py [--dry-run]
 
 For each kernel and element size, candidates are compiled in several processes first, then timed one after the other on
 a house shape that takes that path, as replays of a CUDA graph: what Python costs per call is more than most
