@@ -123,10 +123,10 @@ def _all(users: int, length: int):
 
 def _real(rng: np.random.Generator) -> np.ndarray:
     """1024 of the lengths of all next-item samples (k = 1 .. n - 1 of a user's n behaviours), cut at 100."""
-    folder = config.data_folder()
-    path = folder / REAL_DATA
-    if not path.is_file():
-        raise ShapeUnavailable(f"no real data at {path} (DIN_KERNELS_TEST_DATA names another folder)")
+    try:
+        path = config.data_set(REAL_DATA)
+    except FileNotFoundError as missing:
+        raise ShapeUnavailable(str(missing)) from missing
     behaviours = [line.count(" ") for line in path.read_text().splitlines()]
     lengths = np.concatenate([np.arange(1, n) for n in behaviours])
     return np.minimum(rng.choice(lengths, 1024, replace=False), 100)

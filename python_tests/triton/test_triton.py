@@ -52,9 +52,7 @@ def test_forward_kernels_compile_without_a_gpu_spill_nothing_and_keep_to_the_sha
     chip,
 ):
     also = {"sm_89": ["wide"], "sm_90": ["dice", "mba_penalty", "sparse_update, rowwise_adagrad"]}.get(chip, [])
-    done = run(
-        "-W", "ignore", "tools/triton_cubins.py", "--forward", "--chips", chip, "--calls", "gpu_train", *also
-    )
+    done = run("-W", "ignore", "tools/triton_cubins.py", "--forward", "--chips", chip, "--calls", "gpu_train", *also)
     assert done.returncode == 0, done.stderr[-3000:]
     forward = next(line for line in done.stdout.splitlines() if "forward_kernel" in line)
     assert MATRIX[chip] in forward and "tanh.approx" in forward and "spills 0" in forward
