@@ -9,6 +9,8 @@ import din_kernels as dk
 from din_kernels import mba_penalty
 from din_kernels.verification import FLOOR
 
+pytestmark = pytest.mark.usefixtures("uninitialized_memory_is_nan")
+
 BACKENDS = ("cpu", "reference")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ROWS = 41
