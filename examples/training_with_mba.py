@@ -16,7 +16,7 @@ from din_kernels.training import table_counts
 
 def main() -> None:
     torch.manual_seed(0)
-    generated = data.generate(seed=0, users=300)
+    generated = data.generate(seed=0, users=200)
     interactions, samples = generated.interactions, generated.split.train
     model = DIN(DINConfig.default(interactions.n_items, interactions.n_categories, dim=16, sparse=True))
 
