@@ -10,7 +10,8 @@ BUILT := $(VENV)/.built-cuda-$(or $(DIN_KERNELS_CUDA),auto)
 NATIVE := setup.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATTED := $(filter %.cpp %.cu %.cuh %.h,$(NATIVE))
 
-.PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized test-gpu gpu-check lint format bench build clean
+.PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized test-gpu gpu-check lint format docs bench
+.PHONY: build clean
 
 demo: $(BUILT)
 	$(BIN)/din-kernels demo $(if $(DATA),--data $(DATA))
@@ -62,11 +63,17 @@ lint: $(BUILT)
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+	$(BIN)/mypy
 
 format: $(BUILT)
 	$(BIN)/ruff check -q --fix .
 	$(BIN)/ruff format -q .
 	$(BIN)/clang-format -i $(FORMATTED)
+
+# The documentation and the reference made from docstrings as one site in build/site. Strict: a broken link or anchor, a
+# missing docstring, a public name or page that is left out fails.
+docs: $(BUILT)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(BUILT)
 	$(BIN)/din-kernels bench
@@ -76,7 +83,7 @@ build: $(BUILT)
 # Editable: a changed Python file needs no build. test_build.py checks that a wheel holds the same files.
 $(BUILT): $(DEPENDENCIES) $(NATIVE)
 	rm -f $(VENV)/.built-*
-	$(BIN)/pip install -q --no-build-isolation -e '.[test,lint]'
+	$(BIN)/pip install -q --no-build-isolation -e '.[test,lint,docs]'
 	touch $@
 
 $(DEPENDENCIES): pyproject.toml
