@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"din-kernels {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in COMMANDS.items():
-        summary = command.__doc__.strip().splitlines()[0]
+        summary = (command.__doc__ or name).strip().splitlines()[0]
         each = commands.add_parser(
             name, help=summary, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )

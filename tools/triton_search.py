@@ -144,8 +144,13 @@ def compile_all() -> None:
 def fold_from(chip: str) -> int:
     """The least average length at which 16-bit rows of gpu_train's sizes are faster folded."""
     for length in LENGTHS:
-        shape = Shape("even", lambda generator, length=length: generator.integers(1, 2 * length, 16_384), 2 * length,
-                      "", dtype=torch.bfloat16)  # fmt: skip
+        shape = Shape(
+            "even",
+            lambda generator, length=length: generator.integers(1, 2 * length, 16_384),
+            2 * length,
+            "",
+            dtype=torch.bfloat16,
+        )
         call = call_of(on_gpu(inputs_of(shape)), backward=True)
         times = []
         for first in (0, NEVER):

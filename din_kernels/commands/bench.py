@@ -38,6 +38,6 @@ def run(options: argparse.Namespace) -> int:
         names = [each for each in variants_of(name) if not (options.without_compile and "compile" in each)]
         rows, reasons = measure(inputs, names, options.seconds)
         console.print(time_table(f"{name}: {SHAPES[name].about}, D={SHAPES[name].dim}", rows))
-        for variant, reason in reasons.items():
-            console.print(f"{variant} does not run here: {reason}", soft_wrap=True)
+        for variant, why in reasons.items():
+            console.print(f"{variant} does not run here: {why}", soft_wrap=True)
     return 0
