@@ -20,8 +20,13 @@ SHARED = Shape("shared", lambda rng: np.array([4, 9]), 9, "shared", dim=12, hidd
 
 
 def test_house_shapes_have_the_sizes_that_the_documentation_states():
-    sizes = {"uniform100": (1024, 100, 128), "full100": (1024, 100, 128), "long": (64, 10_000, 64),
-             "industrial": (5000, 50, 36), "gpu_train": (16_384, 200, 128)}  # fmt: skip
+    sizes = {
+        "uniform100": (1024, 100, 128),
+        "full100": (1024, 100, 128),
+        "long": (64, 10_000, 64),
+        "industrial": (5000, 50, 36),
+        "gpu_train": (16_384, 200, 128),
+    }
     for name, (users, longest, dim) in sizes.items():
         lengths = SHAPES[name].lengths(np.random.default_rng(0))
         assert (len(lengths), lengths.max(), SHAPES[name].dim) == (users, longest, dim)

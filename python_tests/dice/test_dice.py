@@ -38,8 +38,10 @@ def make(rows=137, channels=19, masked=False, affine=False, shift=0.7, seed=0) -
 def results(case, dtype, backend, training, eps=1e-8) -> dict[str, torch.Tensor]:
     """Output, statistics and all gradients, in float64; x in dtype, the parameters in fp32 at least."""
     wide = torch.promote_types(dtype, torch.float32)
-    given = {name: value if value is None or name == "mask" else value.to(dtype if name == "x" else wide)
-             for name, value in case.items()}  # fmt: skip
+    given = {
+        name: value if value is None or name == "mask" else value.to(dtype if name == "x" else wide)
+        for name, value in case.items()
+    }
     leaves = {name: given[name].requires_grad_() for name in ("x", "alpha", "weight", "bias") if name in given}
     with dk.use_backend(backend):
         y, mean, var, count = dice(**given, training=training, eps=eps)
@@ -54,8 +56,10 @@ def results(case, dtype, backend, training, eps=1e-8) -> dict[str, torch.Tensor]
 def rounded(case, dtype):
     """x as `dtype` holds it and parameters as fp32 does, in float64 again."""
     wide = torch.promote_types(dtype, torch.float32)
-    return {name: value if value is None or name == "mask" else value.to(dtype if name == "x" else wide).double()
-            for name, value in case.items()}  # fmt: skip
+    return {
+        name: value if value is None or name == "mask" else value.to(dtype if name == "x" else wide).double()
+        for name, value in case.items()
+    }
 
 
 def deviations(case, dtype, training) -> Iterator[Deviation]:
@@ -301,7 +305,7 @@ class PlainDice(nn.Module):
         (lambda: AffineDice(6, 3), Dice.from_deepctr_torch, (4, 5, 6)),
         (lambda: PlainDice(6), Dice.from_fuxictr, (20, 6)),
     ],
-)  # fmt: skip
+)
 def test_presets_continue_other_libraries_modules(theirs, preset, shape):
     torch.manual_seed(0)
     theirs = theirs().double()
@@ -334,7 +338,7 @@ def test_preset_without_statistics_is_named():
         ({"mask": torch.ones(4, dtype=torch.bool)}, ValueError, r"mask must have shape \[3\]"),
         ({"weight": torch.ones(1)}, ValueError, r"weight must have shape \[4\], got \[1\]"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_named(changes, error, message):
     with pytest.raises(error, match=message):
         dice(**({"x": torch.zeros(3, 4), "alpha": torch.zeros(4), "training": True} | changes))

@@ -43,11 +43,17 @@ def test_an_overriding_method_inherits_its_description():
     assert list(site.members_without(Derived)) == []
 
 
-@pytest.mark.parametrize("link, target", [
-    ("docs/performance.md#one-call", "performance.md#one-call"), ("CONTRIBUTING.md", "contributing.md"),
-    ("https://arxiv.org/abs/1706.06978", "https://arxiv.org/abs/1706.06978"), ("#limits", "#limits"),
-    ("docs/images/speed.png", "images/speed.png"), ("LICENSE", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "link, target",
+    [
+        ("docs/performance.md#one-call", "performance.md#one-call"),
+        ("CONTRIBUTING.md", "contributing.md"),
+        ("https://arxiv.org/abs/1706.06978", "https://arxiv.org/abs/1706.06978"),
+        ("#limits", "#limits"),
+        ("docs/images/speed.png", "images/speed.png"),
+        ("LICENSE", None),
+    ],
+)
 def test_links_of_an_included_page_lead_to_pages_of_the_site(link, target):
     assert site.included(f"see [this]({link}).") == ("see this." if target is None else f"see [this]({target}).")
 

@@ -105,8 +105,9 @@ def test_no_step_of_ours_waits_for_the_gpu(activation, backend):
     def step():
         gradients(unit(query, history), unit, query, history)
         torch.autograd.grad(dk.mba_penalty(table, ids, counts, 0.1, sparse=True), table)
-        table.grad = torch.sparse_coo_tensor(ids[None], torch.ones(300, 16, device="cuda"), table.shape,
-                                             check_invariants=False)  # fmt: skip
+        table.grad = torch.sparse_coo_tensor(
+            ids[None], torch.ones(300, 16, device="cuda"), table.shape, check_invariants=False
+        )
         optimizer.step()
 
     with dk.use_backend(backend):

@@ -181,7 +181,7 @@ def test_double_backward_is_refused():
         ({"weight": [], "ids": [], "counts": []}, ValueError, "weight must be a tensor or a list of at least one"),
         ({"weight": [torch.ones(3, 3)]}, ValueError, r"ids must be a list with one entry per table \(1\), got Tensor"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_wrong_input_is_named(changes, error, message, backend):
     weight, ids, counts = make()

@@ -35,10 +35,18 @@ def configure(build: Path, *options: str, env: dict[str, str]) -> subprocess.Com
     pybind11 = pytest.importorskip("pybind11")
     setup_tool = build_tools()
     command = [
-        setup_tool("cmake", "CMAKE_BIN_DIR"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
-        f"-DCMAKE_MAKE_PROGRAM={setup_tool('ninja', 'BIN_DIR')}", f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *options,
-    ]  # fmt: skip
+        setup_tool("cmake", "CMAKE_BIN_DIR"),
+        "-S",
+        str(ROOT),
+        "-B",
+        str(build),
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={setup_tool('ninja', 'BIN_DIR')}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        *options,
+    ]
     return subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

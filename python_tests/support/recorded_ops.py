@@ -44,8 +44,9 @@ def results_of_ops(run: Callable[[], Any]) -> list[tuple[str, list[torch.Tensor]
 def opcheck_forward_and_backward(called: dict) -> None:
     """opcheck on the unit's forward op, whose inputs ask for gradients, and on its backward op."""
     assert [function.name() for function in called] == [
-        "din_kernels::local_activation", "din_kernels::local_activation_backward",
-    ]  # fmt: skip
+        "din_kernels::local_activation",
+        "din_kernels::local_activation_backward",
+    ]
 
     def fresh(value, grad):
         if isinstance(value, torch.Tensor):

@@ -46,8 +46,12 @@ def test_a_shape_is_held_to_the_reference_and_timed_in_every_variant(device):
     assert not found["skipped"] and set(found["variants"]) == {"cpu", EAGER, COMPILED, FOLDED}
     assert found["variants"]["cpu"]["error over bound"] <= 2 and found["share of floor"] == 0.25
     assert found["variants"][COMPILED]["both"] == {
-        "peak_mb": 0.0, "median_ms": 2.0, "p20_ms": 1.0, "p80_ms": 3.0, "ratio": 1.0,
-    }  # fmt: skip
+        "peak_mb": 0.0,
+        "median_ms": 2.0,
+        "p20_ms": 1.0,
+        "p80_ms": 3.0,
+        "ratio": 1.0,
+    }
 
 
 def test_a_wrong_result_of_ours_is_not_timed_and_hides_no_other_variant(device, monkeypatch):
@@ -103,9 +107,12 @@ def measured(shape, deadline, names):
     slow = {key: 8 * value for key, value in ROW.items()}
     rows = dict.fromkeys(names, ROW) | dict.fromkeys((EAGER, COMPILED, FOLDED), slow)
     return {
-        "about": shape.about, "dtype": str(shape.dtype), "skipped": {}, "share of floor": 0.5,
+        "about": shape.about,
+        "dtype": str(shape.dtype),
+        "skipped": {},
+        "share of floor": 0.5,
         "variants": {name: {"forward": row, gpu.GRAPH: row, "both": row} for name, row in rows.items()},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -170,8 +177,9 @@ def test_what_runs_beside_is_killed_with_its_children_when_it_does_not_end():
         time.sleep(0.05)
     assert late.result(time.monotonic()) == {"skipped": "no end in time", "summary": ["began"], "output": ["began"]}
     assert background(sys.executable, "-c", "print('fine')").result(time.monotonic() + 30) == {
-        "passed": True, "summary": ["fine"],
-    }  # fmt: skip
+        "passed": True,
+        "summary": ["fine"],
+    }
     failed = background(sys.executable, "-c", "raise SystemExit('wrong')").result(time.monotonic() + 30)
     assert failed == {"passed": False, "summary": ["wrong"], "output": ["wrong"]}
 
