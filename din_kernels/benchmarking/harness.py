@@ -169,14 +169,8 @@ def _commit() -> str:
 
 def add_save(parser: argparse.ArgumentParser) -> None:
     """The option --save, for `save`."""
-    parser.add_argument(
-        "--save",
-        type=Path,
-        nargs="?",
-        const=RESULTS,
-        metavar="FOLDER",
-        help="keep the results as JSON; default folder: benchmarks/results of the checkout",
-    )
+    about = "keep the results as JSON; default folder: benchmarks/results of the checkout"
+    parser.add_argument("--save", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=about)
 
 
 def save(folder: Path, benchmark: str, case: str, rows: list[dict[str, Any]], **more: Any) -> Path:
