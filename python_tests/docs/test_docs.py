@@ -10,7 +10,11 @@ from support.scripts import ROOT, module_of
 
 from din_kernels.benchmarking import harness
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+PROSE = [page for page in PAGES if page.name not in ("cuda.md", "cuda_resources.md")]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,12 @@ def test_links_and_named_files_exist(page):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
     for name in re.findall(r"`((?:csrc|din_kernels|benchmarks|tools|examples|python_tests|docs)/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+def test_lines_end_at_120_columns(page):
+    written = re.sub(r"<!-- (?:table: \w+|compiled) -->.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
+    assert [line for line in written.splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
