@@ -10,35 +10,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def ops_called(run: Callable[[], Any]) -> dict:
-    """(op, arguments) of every op of ours that `run` calls, in order."""
-    seen = {}
+class _Recorder(TorchDispatchMode):
+    """Calls of ops of ours inside the block, in order: (op, arguments, what it returned)."""
 
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.namespace == "din_kernels":
-                seen[function] = args
-            return function(*args, **(kwargs or {}))
+    def __init__(self):
+        super().__init__()
+        self.calls: list[tuple[Any, tuple, Any]] = []
 
-    with Record():
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.namespace == "din_kernels":
+            self.calls.append((function, args, result))
+        return result
+
+
+def _recorded(run: Callable[[], Any]) -> list[tuple[Any, tuple, Any]]:
+    with _Recorder() as recorder:
         run()
-    return seen
+    return recorder.calls
+
+
+def ops_called(run: Callable[[], Any]) -> dict:
+    """Arguments by op, of every op of ours that `run` calls, in order."""
+    return {function: arguments for function, arguments, _ in _recorded(run)}
 
 
 def results_of_ops(run: Callable[[], Any]) -> list[tuple[str, list[torch.Tensor]]]:
     """(name, tensors that it returned) of every call of an op of ours in `run`."""
-    seen = []
-
-    class Record(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if function.namespace == "din_kernels":
-                seen.append((function.name(), tree_leaves(result)))
-            return result
-
-    with Record():
-        run()
-    return seen
+    return [(function.name(), tree_leaves(result)) for function, _, result in _recorded(run)]
 
 
 def opcheck_forward_and_backward(called: dict) -> None:
