@@ -156,9 +156,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     harness.add_save(parser)
     given = parser.parse_args()
-    path = given.data or str(environment.data_folder() / "amazon_beauty")
-    if path != "generated" and not Path(path).exists():
-        print(f"skipped: no data at {path} (DIN_KERNELS_TEST_DATA names another folder)", file=sys.stderr)
+    try:
+        path = given.data or str(environment.data_set("amazon_beauty"))
+    except FileNotFoundError as missing:
+        print(f"skipped: {missing}", file=sys.stderr)
         return 0
     settings, training = load_recipe(given.recipe)
     options = TrainingOptions(**(training | {"seed": given.seed, "epochs": given.epochs}))

@@ -82,13 +82,14 @@ def keep_freed_memory() -> None:
     memory anyway.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
-        mallopt(parameter, 2**30)
+    if mallopt is not None:
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(parameter, 2**30)
 
 
 def timing_of(values: Sequence[float]) -> Timing:
     """Percentiles of measured seconds."""
-    p20, _, _, p80 = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else values[:1] * 4
+    p20, _, _, p80 = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else [values[0]] * 4
     return Timing(p20, statistics.median(values), p80, len(values))
 
 

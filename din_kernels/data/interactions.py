@@ -75,10 +75,12 @@ class Interactions:
 
     @property
     def n_users(self) -> int:
+        """Users, with and without behaviours."""
         return len(self.user_offsets) - 1
 
     @property
     def n_items(self) -> int:
+        """Items that have a category, whoever has seen them."""
         return len(self.category_ids if self.category_offsets is None else self.category_offsets[1:])
 
     @property

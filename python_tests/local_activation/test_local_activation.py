@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.bounds import holds_where_served
+from support.edges import EDGES, LONG_EDGES
 from support.precision import rounding, widest
 from support.recorded_ops import opcheck_forward_and_backward, ops_called
 
@@ -22,45 +24,13 @@ from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS, feature_w
 from din_kernels.options import ACTIVATIONS
 from din_kernels.verification import ACTIVATION_CASES, LAYOUTS, deviations, make_case, results
 
-# Around the tile of 60 rows, the folds from 7 and 10 rows on and the blocks of 512 pairs; empty ones first, between and
-# last.
-LENGTHS = (0, 1, 6, 7, 9, 10, 0, 59, 60, 61, 2, 600, 33, 0)
-EDGES = {
-    "no users": {"lengths": ()},
-    "no candidates": {"lengths": (5,)},  # query_to_user repeats user u (u % 3) times
-    "all histories empty": {"lengths": (0, 0, 0)},
-    "one behaviour": {"lengths": (1, 1)},
-    "100,000 behaviours": {"lengths": (0, 100_000), "dim": 4, "hidden": (3,)},
-    "tile and block boundaries": {"lengths": LENGTHS, "dim": 7, "hidden": (6, 5)},
-    "D = 1": {"dim": 1},
-    "D = 3": {"dim": 3},
-    "D = 36": {"dim": 36, "hidden": (36,)},
-    "D = 128": {"dim": 128, "hidden": (80, 40)},
-    "no hidden layer": {"hidden": ()},
-    "width 1": {"hidden": (1, 1)},
-    "width 200": {"hidden": (200,)},
-    "3 hidden layers": {"hidden": (9, 20, 5)},
-}
+pytestmark = pytest.mark.usefixtures("uninitialized_memory_is_nan")
 
-
-@pytest.fixture(autouse=True)
-def uninitialized_memory_is_nan():
-    """torch fills torch.empty and its kin with NaN under deterministic algorithms."""
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(1).isnan() and torch.ones(1).new_empty(1).isnan() and torch.empty_like(torch.ones(1)).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
+ALL_EDGES = EDGES | LONG_EDGES
 
 
 def holds(case, backend, dtype, device):
-    """Asserts the bound on every output and gradient; skips what the backend refuses, with its reason."""
-    try:
-        found = list(deviations(case, backend, dtype, device))
-    except dk.BackendError as refused:
-        pytest.skip(str(refused))
-    wrong = [each for each in found if not each.ratio <= 1]
-    assert not wrong, "\n".join(f"{each.tensor}: error {each.error:.3g}, bound {each.bound:.3g}" for each in wrong)
+    holds_where_served(deviations(case, backend, dtype, device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -75,9 +45,9 @@ def test_outputs_and_all_gradients_equal_the_reference(features, activation, nor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("edge", ALL_EDGES)
 def test_ragged_edges_equal_the_reference(edge, normalize, layout, dtype, backend, device):
-    holds(make_case("concat", "prelu", normalize, layout, **EDGES[edge]), backend, dtype, device)
+    holds(make_case("concat", "prelu", normalize, layout, **ALL_EDGES[edge]), backend, dtype, device)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

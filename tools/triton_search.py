@@ -1,6 +1,6 @@
 """Finds the unit's tile shapes on this machine's GPU and stores them with the package, as what its chip overrides.
 
-    python benchmarks/triton_search.py [--dry-run]
+    python tools/triton_search.py [--dry-run]
 
 For each kernel and element size, candidates are compiled in several processes first, then timed one after the other on
 a house shape that takes that path, as replays of a CUDA graph: what Python costs per call is more than most
@@ -145,8 +145,13 @@ def compile_all() -> None:
 def fold_from(chip: str) -> int:
     """The least average length at which 16-bit rows of gpu_train's sizes are faster folded."""
     for length in LENGTHS:
-        shape = Shape("even", lambda generator, length=length: generator.integers(1, 2 * length, 16_384), 2 * length,
-                      "", dtype=torch.bfloat16)  # fmt: skip
+        shape = Shape(
+            "even",
+            lambda generator, length=length: generator.integers(1, 2 * length, 16_384),
+            2 * length,
+            "",
+            dtype=torch.bfloat16,
+        )
         call = call_of(on_gpu(inputs_of(shape)), backward=True)
         times = []
         for first in (0, NEVER):

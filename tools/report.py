@@ -82,22 +82,40 @@ def unit(found: list[dict[str, Any]]) -> str:
     for result in found:
         variants, shape = by_variant(result), result["shape"]
         ours = variants[FUSED]
-        rows.append([
-            f"`{result['case']}`, D={shape['D']}", milliseconds(variants.get(EAGER)),
-            milliseconds(variants.get(COMPILED)), milliseconds(variants.get(FOLDED)), f"**{milliseconds(ours)}**",
-            _ratios(variants[COMPILED]), _ratios(variants[FOLDED]),
-            f"{ours['forward_share']:.2f} / {ours['both_share']:.2f}",
-        ])  # fmt: skip
-    heads = ["shape", "padded, eager", "padded, torch.compile", "folded by hand, compiled", "fused",
-             "over compiled", "over folded", "share of sgemm"]  # fmt: skip
+        rows.append(
+            [
+                f"`{result['case']}`, D={shape['D']}",
+                milliseconds(variants.get(EAGER)),
+                milliseconds(variants.get(COMPILED)),
+                milliseconds(variants.get(FOLDED)),
+                f"**{milliseconds(ours)}**",
+                _ratios(variants[COMPILED]),
+                _ratios(variants[FOLDED]),
+                f"{ours['forward_share']:.2f} / {ours['both_share']:.2f}",
+            ]
+        )
+    heads = [
+        "shape",
+        "padded, eager",
+        "padded, torch.compile",
+        "folded by hand, compiled",
+        "fused",
+        "over compiled",
+        "over folded",
+        "share of sgemm",
+    ]
     return markdown(heads, rows)
 
 
 # Asked for: times faster than the compiled padded unit, forward and forward + backward.
 TARGETS = {
-    "uniform100": (10, 7), "uniform100_d64": (8, 5), "full100": (6, 3.5), "real": (40, 25), "industrial": (15, 12),
+    "uniform100": (10, 7),
+    "uniform100_d64": (8, 5),
+    "full100": (6, 3.5),
+    "real": (40, 25),
+    "industrial": (15, 12),
     "long": (6.5, 5),
-}  # fmt: skip
+}
 
 
 def targets(found: list[dict[str, Any]]) -> str:
@@ -124,8 +142,15 @@ def peers(found: list[dict[str, Any]]) -> str:
         variants = by_variant(result)
         for name in (BUCKETED, COPIES):
             if name in variants:
-                rows.append([f"`{result['case']}`", name, milliseconds(variants[name]), milliseconds(variants[FUSED]),
-                             _ratios(variants[name])])  # fmt: skip
+                rows.append(
+                    [
+                        f"`{result['case']}`",
+                        name,
+                        milliseconds(variants[name]),
+                        milliseconds(variants[FUSED]),
+                        _ratios(variants[name]),
+                    ]
+                )
     return markdown(["shape", "peer", "peer, ms", "fused, ms", "fused is faster"], rows)
 
 
@@ -290,9 +315,10 @@ def bars(
 
 
 PEERS = {
-    EAGER: ("padded, eager", "#c9ced6"), COMPILED: ("padded, torch.compile", "#8d99ae"),
+    EAGER: ("padded, eager", "#c9ced6"),
+    COMPILED: ("padded, torch.compile", "#8d99ae"),
     FOLDED: ("folded by hand, torch.compile", "#5c677d"),
-}  # fmt: skip
+}
 OUR_COLOR = "#e07a1f"
 
 

@@ -1,6 +1,6 @@
 """One command for a machine with a GPU: builds, runs the GPU tests, times the house shapes, writes one JSON.
 
-    python3 benchmarks/gpu_check.py [--save FOLDER] [--dry-run]
+    python3 tools/gpu_check.py [--save FOLDER] [--dry-run]
 
 Our backends beside eager PyTorch on the padded batch, torch.compile of it, and torch.compile of the folded form,
 forward and forward + backward, in the shape's own dtype. Equality with the reference is asserted first. It needs no
@@ -60,9 +60,13 @@ class Background:
     def __init__(self, *command: str, **environment: str):
         self.output = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | environment, stdout=self.output, stderr=subprocess.STDOUT,
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def result(self, deadline: float) -> dict[str, Any]:
         """Whether it passed, or that it did not end by `deadline` (of time.monotonic); then it is killed."""
@@ -91,8 +95,18 @@ def sanitizers() -> dict[str, list[str]]:
     beyond one would fall into torch's pool unseen.
     """
     path = shutil.which("compute-sanitizer")
-    test = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-k", "all_gradients or long_histories",
-            "python_tests/cuda/test_local_activation.py"]  # fmt: skip
+    test = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-m",
+        "gpu",
+        "-k",
+        "all_gradients or long_histories",
+        "python_tests/cuda/test_local_activation.py",
+    ]
     tools = ("memcheck", "racecheck") if path else ()
     options = ["--error-exitcode", "1", "--report-api-errors", "no"]
     return {tool: [path, "--tool", tool, *options, *test] for tool in tools}
@@ -168,11 +182,15 @@ def main(arguments: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "gpu_check.json"
     result: dict[str, Any] = {
-        "benchmark": "gpu_check", "case": chip, "command": "python benchmarks/gpu_check.py",
+        "benchmark": "gpu_check",
+        "case": chip,
+        "command": "python tools/gpu_check.py",
         "machine": harness.machine() | {"chip": chip, "triton": triton.__version__},
-        "capability": list(torch.cuda.get_device_capability()), "without cuda": without_cuda, "unavailable": reasons,
+        "capability": list(torch.cuda.get_device_capability()),
+        "without cuda": without_cuda,
+        "unavailable": reasons,
         "rows": [],
-    }  # fmt: skip
+    }
 
     def keep(**found: Any) -> None:
         """Adds results and writes the file: what was measured stays, whatever comes."""
