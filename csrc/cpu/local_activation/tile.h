@@ -3,8 +3,8 @@
 
 #include "common/activation.h"
 #include "common/gemm.h"
-#include "local_activation/call.h"
 #include "common/rows.h"
+#include "local_activation/call.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
@@ -51,7 +51,25 @@ struct Workspace {
             for (int l = 0; l <= m.hidden; ++l) take(dz[l], kTile * m.width_p[l]);
             take(shared_rows, longest_shared * m.dim_p), take(shared_flat, kFoldBackward * m.dim_p);
         }
+        if (base) clear_padding(m, backward);
         return used;
+    }
+
+ private:
+    // A product ends with half a vector of columns where that is enough, but rows are read by whole vectors. What lies
+    // between is written here, once per block, as is what lies behind the scores.
+    void clear_padding(const PackedMlp<T>& m, bool backward) {
+        const auto clear = [](T* matrix, int64_t rows, int64_t columns, int64_t stride) {
+            for (int64_t i = 0; i < rows; ++i)
+                for (int64_t j = columns; j < stride; ++j) matrix[i * stride + j] = 0;
+        };
+        clear(scores, 1, 0, kTile + 16);
+        clear(c, kChunk, m.width[0], m.width_p[0]);
+        for (int l = 0; l < m.hidden; ++l) clear(z[l], kTile, m.width[l], m.width_p[l]);
+        if (!backward) return;
+        for (int l = 0; l < m.hidden; ++l) clear(dz[l], kTile, m.width[l], m.width_p[l]);
+        clear(da, m.width[0], m.dim, m.dim_p);
+        clear(dproduct, kTile, m.dim, m.dim_p);
     }
 };
 
