@@ -10,7 +10,7 @@ BUILT := $(VENV)/.built-cuda-$(or $(DIN_KERNELS_CUDA),auto)
 NATIVE := setup.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATTED := $(filter %.cpp %.cu %.cuh %.h,$(NATIVE))
 
-.PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized test-gpu gpu-check lint format docs bench
+.PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized test-cpu-sanitized test-cpu-threads test-gpu gpu-check lint format docs bench
 .PHONY: build clean
 
 demo: $(BUILT)
@@ -48,16 +48,36 @@ test-cuda-emulated: $(BUILT)
 # The emulated CUDA kernels once more under AddressSanitizer and UndefinedBehaviorSanitizer. Python knows no exceptions of
 # C++: without libstdc++ the sanitizer would not find what throws them.
 SANITIZED := build/sanitized
-test-cuda-sanitized: $(BUILT)
+SANITIZERS := -fsanitize=address,undefined;-fno-sanitize-recover=all;-O1;-g
+SANITIZED_PYTEST := LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=python_tests/support $(BIN)/pytest -q -p modules_from
+define build_sanitized
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_BUILD_TYPE=Release -DDIN_KERNELS_CUDA=off \
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
-	    -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
-	    "-DDIN_KERNELS_EMULATION_FLAGS=-fsanitize=address,undefined;-fno-sanitize-recover=all;-O1;-g"
-	$(BIN)/cmake --build $(SANITIZED) --target _cuda_emulated
-	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    DIN_KERNELS_EMULATION=$$(ls $(SANITIZED)/csrc/cuda_emulation/_cuda_emulated*.so) PYTHONPATH=python_tests/support \
-	    $(BIN)/pytest -q -p emulation_from python_tests/cuda/test_dice.py python_tests/cuda/test_sparse.py \
-	    python_tests/cuda/test_local_activation.py
+	    -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) "-DDIN_KERNELS_EMULATION_FLAGS=$(SANITIZERS)" \
+	    "-DDIN_KERNELS_CPU_FLAGS=$(SANITIZERS);-DDIN_KERNELS_POISON" "-DDIN_KERNELS_ISAS=$$($(BIN)/python -c \
+	    "from din_kernels import _cpu; print(*dict.fromkeys(['baseline', _cpu.supported_isas()[-1]]), sep=';')")"
+	$(BIN)/cmake --build $(SANITIZED) --target $(1)
+endef
+test-cuda-sanitized: $(BUILT)
+	$(call build_sanitized,_cuda_emulated)
+	DIN_KERNELS_EMULATION=$$(ls $(SANITIZED)/csrc/cuda_emulation/_cuda_emulated*.so) $(SANITIZED_PYTEST) \
+	    python_tests/cuda/test_dice.py python_tests/cuda/test_sparse.py python_tests/cuda/test_local_activation.py
+
+# The CPU core under the same sanitizers, on the widest instruction set of this machine, whose loads reach furthest. Its
+# scratch is as long as asked for and holds signalling NaNs. SELECT is pytest's -k; .ci/run takes a representative part.
+SELECT ?= (cpu or core) and not (compile or opcheck or isa or real or written_before)
+test-cpu-sanitized: $(BUILT)
+	$(call build_sanitized,_cpu)
+	DIN_KERNELS_CORE=$$(ls $(SANITIZED)/_cpu*.so) $(SANITIZED_PYTEST) python_tests/cpu/test_core.py \
+	    python_tests/local_activation python_tests/dice python_tests/mba_penalty python_tests/sparse_update -k "$(SELECT)"
+
+# Every op of the CPU core on std::thread under ThreadSanitizer, called by several threads at once.
+test-cpu-threads:
+	mkdir -p build
+	c++ -std=c++17 -O1 -g -fsanitize=thread -DDIN_KERNELS_STD_THREADS -DDIN_KERNELS_ISA=baseline \
+	    -Icsrc/include -Icsrc/cpu csrc/cpu/*/*.cpp -pthread -o build/threads
+	build/threads
 
 lint: $(BUILT)
 	$(BIN)/ruff check -q .

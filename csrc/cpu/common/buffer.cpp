@@ -1,5 +1,6 @@
 #include "common/buffer.h"
 
+#include <algorithm>
 #include <new>
 #include <vector>
 
@@ -7,7 +8,7 @@ namespace din_kernels::cpu {
 namespace {
 
 // Bytes rounded up to an eighth of their power of two: calls of nearly the same size share their blocks.
-size_t size_class(size_t bytes) {
+[[maybe_unused]] size_t size_class(size_t bytes) {
     size_t step = 64;
     while (step * 16 <= bytes) step *= 2;
     return (bytes + step - 1) / step * step;
@@ -54,14 +55,29 @@ class Kept {
     size_t total_ = 0;
 };
 
-Kept& kept() {
+[[maybe_unused]] Kept& kept() {
     thread_local Kept blocks;
     return blocks;
 }
 
 }  // namespace
 
+#ifdef DIN_KERNELS_POISON
+// For sanitized builds. A block is as long as was asked for, so that AddressSanitizer sees its end, is never used
+// again, and holds signalling NaNs of float: arithmetic on memory that nobody wrote raises FE_INVALID.
+void* take_block(size_t bytes) {
+    constexpr uint32_t kSignalling = 0x7fa00001;
+    void* block = nullptr;
+    if (posix_memalign(&block, 64, bytes) != 0) throw std::bad_alloc();
+    std::fill_n(static_cast<uint32_t*>(block), bytes / sizeof(uint32_t), kSignalling);
+    return block;
+}
+void give_block(void* block, size_t) { std::free(block); }
+bool scratch_is_poisoned() { return true; }
+#else
 void* take_block(size_t bytes) { return kept().take(size_class(bytes)); }
 void give_block(void* block, size_t bytes) { kept().give(block, size_class(bytes)); }
+bool scratch_is_poisoned() { return false; }
+#endif
 
 }  // namespace din_kernels::cpu

@@ -15,6 +15,9 @@ constexpr size_t kKept = size_t(32) << 20;
 void* take_block(size_t bytes);  // throws std::bad_alloc
 void give_block(void* block, size_t bytes);
 
+// Whether fresh blocks hold signalling NaNs: in sanitized builds (DIN_KERNELS_POISON).
+bool scratch_is_poisoned();
+
 template <typename T>
 class Buffer {
  public:

@@ -15,7 +15,7 @@ std::atomic<bool> forked{false};
 }  // namespace
 
 int usable_threads(int threads, int64_t tasks) {
-#ifdef _OPENMP
+#if defined(_OPENMP) || defined(DIN_KERNELS_STD_THREADS)
     if (forked) return 1;
     return int(std::clamp<int64_t>(tasks, 1, std::max(threads, 1)));
 #else

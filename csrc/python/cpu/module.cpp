@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "common/buffer.h"
 #include "common/isa.h"
 
 PYBIND11_MODULE(_cpu, m) {
@@ -18,6 +19,8 @@ PYBIND11_MODULE(_cpu, m) {
             return names;
         },
         "Instruction sets that this build and this processor have, widest last.");
+    m.def("scratch_is_poisoned", cpu::scratch_is_poisoned,
+          "Whether scratch memory holds signalling NaNs until a kernel writes it: in builds for sanitizers.");
     python::bind_dice(m);
     python::bind_local_activation(m);
     python::bind_mba_penalty(m);
