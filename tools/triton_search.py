@@ -1,6 +1,6 @@
 """Finds the unit's tile shapes on this machine's GPU and stores them with the package, as what its chip overrides.
 
-    python benchmarks/triton_search.py [--dry-run]
+    python tools/triton_search.py [--dry-run]
 
 For each kernel and element size, candidates are compiled in several processes first, then timed one after the other on
 a house shape that takes that path, as replays of a CUDA graph: what Python costs per call is more than most
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from din_kernels import files
 from din_kernels.backends import unavailable, use_backend
 from din_kernels.backends.triton import chips
 from din_kernels.backends.triton.local_activation.plan import tile_shape
@@ -144,8 +145,13 @@ def compile_all() -> None:
 def fold_from(chip: str) -> int:
     """The least average length at which 16-bit rows of gpu_train's sizes are faster folded."""
     for length in LENGTHS:
-        shape = Shape("even", lambda generator, length=length: generator.integers(1, 2 * length, 16_384), 2 * length,
-                      "", dtype=torch.bfloat16)  # fmt: skip
+        shape = Shape(
+            "even",
+            lambda generator, length=length: generator.integers(1, 2 * length, 16_384),
+            2 * length,
+            "",
+            dtype=torch.bfloat16,
+        )
         call = call_of(on_gpu(inputs_of(shape)), backward=True)
         times = []
         for first in (0, NEVER):
@@ -192,11 +198,11 @@ def main() -> int:
         return 0
     compile_all()
     table = search(chip)
-    CONFIGS.write_text(json.dumps(table, indent=4) + "\n")
+    files.write_json(CONFIGS, table, indent=4)
     chips.stored.cache_clear()
     forget()
     table.setdefault(chip, {}).setdefault("16 bit", {})["fold_from"] = fold_from(chip)
-    CONFIGS.write_text(json.dumps(table, indent=4) + "\n")
+    files.write_json(CONFIGS, table, indent=4)
     return 0
 
 

@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from din_kernels import files
 from din_kernels.backends.triton import chips, dice, local_activation, mba_penalty, sparse_update
 from din_kernels.backends.triton.local_activation import memory
 from din_kernels.backends.triton.local_activation.plan import refuses_sizes
@@ -35,8 +36,11 @@ from din_kernels.ops.sparse_update import RULES, Hyper
 
 # Compute capability, multiprocessors, bytes of shared memory that a program may have.
 CHIPS = {
-    "sm_80": (80, 108, 166912), "sm_89": (89, 128, 101376), "sm_90": (90, 132, 232448), "sm_100": (100, 148, 232448),
-}  # fmt: skip
+    "sm_80": (80, 108, 166912),
+    "sm_89": (89, 128, 101376),
+    "sm_90": (90, 132, 232448),
+    "sm_100": (100, 148, 232448),
+}
 TENSOR_MEMORY = 512  # columns of a multiprocessor of sm_100
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, SUMMARY = DOCS / "results" / "triton_cubins.md", DOCS / "performance.md"
@@ -113,8 +117,9 @@ def offline(chip: str, launch: Callable[..., Any]) -> Iterator[None]:
     capability, *properties = CHIPS[chip]
     run = JITFunction.run
     originals = chips.chip, chips.multiprocessors, chips.shared_memory
-    chips.chip, chips.multiprocessors, chips.shared_memory = (lambda device, value=value: value
-                                                              for value in (chip, *properties))  # fmt: skip
+    chips.chip, chips.multiprocessors, chips.shared_memory = (
+        lambda device, value=value: value for value in (chip, *properties)
+    )
     JITFunction.run = lambda kernel, *args, **options: launch(run, kernel, args, options | {"warmup": True})
     driver.set_active(Offline(capability))
     try:
@@ -171,11 +176,25 @@ def unit_call(shape: Unit, backward: bool = True) -> Callable[[], Any]:
     where = [torch.arange(shape.users) * shape.length, length, None, None]
     user = torch.arange(shape.users).repeat_interleave(shape.candidates) if shape.candidates > 1 else None
     inputs = [
-        [torch.zeros(queries, dim, dtype=shape.dtype)], [], [torch.zeros(rows, dim, dtype=shape.dtype)], [], *where,
-        user, None, 0, weights, biases, [torch.zeros(width) for width in shape.hidden for _ in range(params)],
-        [1e-8] * len(shape.hidden) if params > 0 else [], shape.training, True, shape.features, shape.activation,
-        shape.normalize, 1.0,
-    ]  # fmt: skip
+        [torch.zeros(queries, dim, dtype=shape.dtype)],
+        [],
+        [torch.zeros(rows, dim, dtype=shape.dtype)],
+        [],
+        *where,
+        user,
+        None,
+        0,
+        weights,
+        biases,
+        [torch.zeros(width) for width in shape.hidden for _ in range(params)],
+        [1e-8] * len(shape.hidden) if params > 0 else [],
+        shape.training,
+        True,
+        shape.features,
+        shape.activation,
+        shape.normalize,
+        1.0,
+    ]
 
     def call():
         before = torch.get_float32_matmul_precision()
@@ -259,7 +278,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     chips_named = " ".join(dict.fromkeys(row["chip"] for row in rows))
     lines = [
         "# Triton kernels as compiled\n",
-        f"Made by `python benchmarks/triton_cubins.py --chips {chips_named}` with Triton {triton.__version__}, without "
+        f"Made by `python tools/triton_cubins.py --chips {chips_named}` with Triton {triton.__version__}, without "
         "a GPU: what the compiler says, not a measurement. Registers per thread; spills: instructions that read or "
         "write local memory, and how many of them run once a tile (the others once a candidate or program); "
         "shared memory and stack in bytes. A backward whose smallest tiles do not fit a chip is refused there and not "
@@ -322,9 +341,9 @@ def main() -> int:
                 print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             print(f"{chip} {name}: {time.perf_counter() - begin:.1f} s", flush=True)
     if options.calls is None and not options.forward:
-        PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(page(rows))
-        SUMMARY.write_text(MARKED.sub(lambda match: match[1] + summary(rows) + match[2], SUMMARY.read_text()))
+        files.write_text(PAGE, page(rows))
+        marked = MARKED.sub(lambda match: match[1] + summary(rows) + match[2], SUMMARY.read_text())
+        files.write_text(SUMMARY, marked)
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0

@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from din_kernels import files
 from din_kernels.benchmarking import harness
 from din_kernels.benchmarking.gpu import FBGEMM, GRAPH
 from din_kernels.benchmarking.local_activation import BUCKETED, COMPILED, COPIES, EAGER, FOLDED, FUSED
@@ -81,22 +82,40 @@ def unit(found: list[dict[str, Any]]) -> str:
     for result in found:
         variants, shape = by_variant(result), result["shape"]
         ours = variants[FUSED]
-        rows.append([
-            f"`{result['case']}`, D={shape['D']}", milliseconds(variants.get(EAGER)),
-            milliseconds(variants.get(COMPILED)), milliseconds(variants.get(FOLDED)), f"**{milliseconds(ours)}**",
-            _ratios(variants[COMPILED]), _ratios(variants[FOLDED]),
-            f"{ours['forward_share']:.2f} / {ours['both_share']:.2f}",
-        ])  # fmt: skip
-    heads = ["shape", "padded, eager", "padded, torch.compile", "folded by hand, compiled", "fused",
-             "over compiled", "over folded", "share of sgemm"]  # fmt: skip
+        rows.append(
+            [
+                f"`{result['case']}`, D={shape['D']}",
+                milliseconds(variants.get(EAGER)),
+                milliseconds(variants.get(COMPILED)),
+                milliseconds(variants.get(FOLDED)),
+                f"**{milliseconds(ours)}**",
+                _ratios(variants[COMPILED]),
+                _ratios(variants[FOLDED]),
+                f"{ours['forward_share']:.2f} / {ours['both_share']:.2f}",
+            ]
+        )
+    heads = [
+        "shape",
+        "padded, eager",
+        "padded, torch.compile",
+        "folded by hand, compiled",
+        "fused",
+        "over compiled",
+        "over folded",
+        "share of sgemm",
+    ]
     return markdown(heads, rows)
 
 
 # Asked for: times faster than the compiled padded unit, forward and forward + backward.
 TARGETS = {
-    "uniform100": (10, 7), "uniform100_d64": (8, 5), "full100": (6, 3.5), "real": (40, 25), "industrial": (15, 12),
+    "uniform100": (10, 7),
+    "uniform100_d64": (8, 5),
+    "full100": (6, 3.5),
+    "real": (40, 25),
+    "industrial": (15, 12),
     "long": (6.5, 5),
-}  # fmt: skip
+}
 
 
 def targets(found: list[dict[str, Any]]) -> str:
@@ -123,8 +142,15 @@ def peers(found: list[dict[str, Any]]) -> str:
         variants = by_variant(result)
         for name in (BUCKETED, COPIES):
             if name in variants:
-                rows.append([f"`{result['case']}`", name, milliseconds(variants[name]), milliseconds(variants[FUSED]),
-                             _ratios(variants[name])])  # fmt: skip
+                rows.append(
+                    [
+                        f"`{result['case']}`",
+                        name,
+                        milliseconds(variants[name]),
+                        milliseconds(variants[FUSED]),
+                        _ratios(variants[name]),
+                    ]
+                )
     return markdown(["shape", "peer", "peer, ms", "fused, ms", "fused is faster"], rows)
 
 
@@ -284,14 +310,15 @@ def bars(
     axes.margins(x=0.02, y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, ncols=4, loc="upper left", frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with files.replacing(path) as out:
+        figure.savefig(out, format="png", dpi=150)
 
 
 PEERS = {
-    EAGER: ("padded, eager", "#c9ced6"), COMPILED: ("padded, torch.compile", "#8d99ae"),
+    EAGER: ("padded, eager", "#c9ced6"),
+    COMPILED: ("padded, torch.compile", "#8d99ae"),
     FOLDED: ("folded by hand, torch.compile", "#5c677d"),
-}  # fmt: skip
+}
 OUR_COLOR = "#e07a1f"
 
 
@@ -339,7 +366,7 @@ def main() -> int:
         if new != text:
             stale.append(page)
             if not options.check:
-                path.write_text(new)
+                files.write_text(path, new)
     if options.check:
         print("\n".join(f"{page}: a table differs from benchmarks/results" for page in stale))
         return 1 if stale else 0

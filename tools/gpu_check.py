@@ -1,6 +1,6 @@
 """One command for a machine with a GPU: builds, runs the GPU tests, times the house shapes, writes one JSON.
 
-    python3 benchmarks/gpu_check.py [--save FOLDER] [--dry-run]
+    python3 tools/gpu_check.py [--save FOLDER] [--dry-run]
 
 Our backends beside eager PyTorch on the padded batch, torch.compile of it, and torch.compile of the folded form,
 forward and forward + backward, in the shape's own dtype. Equality with the reference is asserted first. It needs no
@@ -14,7 +14,6 @@ with 0.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -61,9 +60,13 @@ class Background:
     def __init__(self, *command: str, **environment: str):
         self.output = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | environment, stdout=self.output, stderr=subprocess.STDOUT,
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def result(self, deadline: float) -> dict[str, Any]:
         """Whether it passed, or that it did not end by `deadline` (of time.monotonic); then it is killed."""
@@ -92,8 +95,18 @@ def sanitizers() -> dict[str, list[str]]:
     beyond one would fall into torch's pool unseen.
     """
     path = shutil.which("compute-sanitizer")
-    test = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-k", "all_gradients or long_histories",
-            "python_tests/cuda/test_local_activation.py"]  # fmt: skip
+    test = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-m",
+        "gpu",
+        "-k",
+        "all_gradients or long_histories",
+        "python_tests/cuda/test_local_activation.py",
+    ]
     tools = ("memcheck", "racecheck") if path else ()
     options = ["--error-exitcode", "1", "--report-api-errors", "no"]
     return {tool: [path, "--tool", tool, *options, *test] for tool in tools}
@@ -147,6 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     without_cuda = None
     if torch.cuda.is_available() and not (options.dry_run or options.no_build or options.compile):
         without_cuda = build()
+    from din_kernels import files
     from din_kernels.backends import available
     from din_kernels.benchmarking import gpu, harness
     from din_kernels.benchmarking.shapes import SHAPES, ShapeUnavailable
@@ -156,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     backends = [name for name in ("cuda", "triton") if name not in reasons]
     if options.dry_run or not torch.cuda.is_available():
         why = "dry run" if options.dry_run else "torch sees no GPU"
-        print(f"skipped: {why}; would time {', '.join(names)}; not available: {json.dumps(reasons)}")
+        print(f"skipped: {why}; would time {', '.join(names)}; not available: {files.json_text(reasons)}")
         return 0
     if options.compile:
         gpu.compile_all(SHAPES[options.compile], backends)
@@ -168,22 +182,26 @@ def main(arguments: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "gpu_check.json"
     result: dict[str, Any] = {
-        "benchmark": "gpu_check", "case": chip, "command": "python benchmarks/gpu_check.py",
+        "benchmark": "gpu_check",
+        "case": chip,
+        "command": "python tools/gpu_check.py",
         "machine": harness.machine() | {"chip": chip, "triton": triton.__version__},
-        "capability": list(torch.cuda.get_device_capability()), "without cuda": without_cuda, "unavailable": reasons,
+        "capability": list(torch.cuda.get_device_capability()),
+        "without cuda": without_cuda,
+        "unavailable": reasons,
         "rows": [],
-    }  # fmt: skip
+    }
 
     def keep(**found: Any) -> None:
         """Adds results and writes the file: what was measured stays, whatever comes."""
         result.update(found, seconds=round(time.monotonic() - began, 1))
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        files.write_json(path, result)
 
     def time_left() -> bool:
         return time.monotonic() - began < SECONDS
 
     keep(**prepare(names, backends, began + PREPARED))
-    print(json.dumps({name: result[name] for name in ("tests", "compute-sanitizer")}, indent=1)[:6000], flush=True)
+    print(files.json_text({name: result[name] for name in ("tests", "compute-sanitizer")}, indent=1)[:6000], flush=True)
     for name in names:
         try:
             left = time_left()
@@ -191,9 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
         except ShapeUnavailable as reason:
             found = {"skipped": str(reason)}
         keep(rows=[*result["rows"], {"shape": name, **found}])
-        print(name, json.dumps(found)[:2000], flush=True)
+        print(name, files.json_text(found)[:2000], flush=True)
     keep(**{"sparse step": gpu.sparse(backends) if time_left() else {"skipped": "no time left"}})
-    print("sparse step", json.dumps(result["sparse step"]), flush=True)
+    print("sparse step", files.json_text(result["sparse step"]), flush=True)
     failed = wrong(result, backends)
     print(f"wrote {path} after {result['seconds']} s", *(f"FAILED: {each}" for each in failed), sep="\n")
     return 1 if failed else 0

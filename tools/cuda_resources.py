@@ -1,6 +1,6 @@
 """Registers, stack, spills, shared memory and occupancy of every CUDA kernel, per architecture, without a GPU.
 
-    python benchmarks/cuda_resources.py [FILE ...] [--output docs/cuda_resources.md]
+    python tools/cuda_resources.py [FILE ...] [--output docs/cuda_resources.md]
 
 Compiles the files of csrc/cuda (all, or those named as folder/file, without .cu) with nvcc and reads what ptxas says.
 Exits with 1 where a kernel of a forward pass spills. Shared memory of the kernels over tiles is that of the house
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from din_kernels import _cuda_emulated
+from din_kernels import _cuda_emulated, files
 from din_kernels.backends.cuda.local_activation import CHUNK_BYTES
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
@@ -141,7 +141,7 @@ def report(kernels: list[Kernel]) -> Iterator[str]:
     release = subprocess.run(["nvcc", "--version"], text=True, capture_output=True, check=True).stdout.splitlines()[-2]
     yield "# Resources of the CUDA kernels"
     yield ""
-    yield f"`python benchmarks/cuda_resources.py`, {release}. Compiled, not run: no GPU was at hand. Shared memory and"
+    yield f"`python tools/cuda_resources.py`, {release}. Compiled, not run: no GPU was at hand. Shared memory and"
     yield "occupancy (blocks per multiprocessor) of the kernels over tiles: D = 128, H = (80, 40); `true`: folded."
     yield ""
     for architecture in ARCHITECTURES:
@@ -171,7 +171,7 @@ def main() -> int:
         kernels = [kernel for part in parts for kernel in part]
     page = "\n".join(report(kernels)).rstrip() + "\n"
     if options.output:
-        options.output.write_text(page)
+        files.write_text(options.output, page)
     else:
         print(page, end="")
     spilling = [kernel for kernel in kernels if kernel.spills and not re.search("backward|gradient", kernel.name)]
