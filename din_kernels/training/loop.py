@@ -137,14 +137,11 @@ def train(
 def _epoch(model, split, interactions, options, optimizers, epoch, stopwatch, progress) -> dict[str, Any]:
     device = next(model.parameters()).device
     model.train()
-    model.stopwatch = stopwatch
-    loader = batches(
-        split.train, interactions, options.batch_size, shuffle=True, seed=options.seed, epoch=epoch,
-        max_length=model.config.max_length,
-    )  # fmt: skip
+    order = {"shuffle": True, "seed": options.seed, "epoch": epoch}
+    loader = batches(split.train, interactions, options.batch_size, max_length=model.config.max_length, **order)
     bar = tqdm(total=len(loader), desc=f"epoch {epoch + 1}/{options.epochs}", unit="batch", disable=not progress)
     losses = []
-    try:
+    with bar, stopwatch.attached(model):
         stopwatch.reset()
         stopwatch.enter("data")
         for step, batch in enumerate(loader):
@@ -155,9 +152,6 @@ def _epoch(model, split, interactions, options, optimizers, epoch, stopwatch, pr
             bar.update()
             stopwatch.enter("data")
         stopwatch.enter("other")
-    finally:
-        model.stopwatch = None
-        bar.close()
     seconds = {phase: round(value, 6) for phase, value in stopwatch.seconds.items()}
     loss = torch.stack(losses).double().mean().item() if losses else float("nan")
     return {"loss": loss, "seconds": seconds, "train_seconds": round(sum(seconds.values()), 6)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -193,10 +194,32 @@ def test_measuring_time_changes_no_gradient():
     states = []
     for measured in (False, True):
         model = build("din", small_config(made))
-        model.stopwatch = Stopwatch() if measured else None
-        train_step(model, Optimizers(model, TrainingOptions()), batch)
+        stopwatch = Stopwatch()
+        with stopwatch.attached(model) if measured else contextlib.nullcontext():
+            train_step(model, Optimizers(model, TrainingOptions()), batch)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "entered"),
+    [
+        ("din", ["embedding", "unit", "top_mlp", "unit", "embedding", "optimizer"]),
+        ("embedding-mlp", ["embedding", "top_mlp", "embedding", "optimizer"]),
+    ],
+)
+def test_a_step_enters_its_phases_forward_and_backward_in_order(kind, entered, monkeypatch):
+    made = generated()
+    batch = next(iter(data.batches(made.split.train, made.interactions, 32)))
+    model, stopwatch, found = build(kind, small_config(made)), Stopwatch(), []
+    monkeypatch.setattr(stopwatch, "enter", found.append)
+    optimizers = Optimizers(model, TrainingOptions())
+    with stopwatch.attached(model):
+        train_step(model, optimizers, batch, stopwatch)
+    assert found == entered
+    with torch.no_grad():
+        model(batch)
+    assert found == entered, "no hook stays on the model"
 
 
 def test_learning_rate_decays_per_epoch():
