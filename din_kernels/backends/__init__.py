@@ -27,7 +27,10 @@ _forced: ContextVar[tuple[str, tuple[str, ...]] | None] = ContextVar("din_kernel
 
 @dataclass(frozen=True)
 class Request:
-    """What a call asks of a backend: the op, its device and dtype, and its options by name."""
+    """What a call asks of a backend: the op, its device and dtype, and its options by name.
+
+    The option "beyond_kernels" is why no kernel can serve the call, whatever the backend.
+    """
 
     op: str
     device: str
@@ -112,6 +115,8 @@ def module(name: str, op: str):
 def refuses(name: str, request: Request) -> str | None:
     """Why backend `name` cannot serve `request`, or None."""
     reason = unavailable(name)
+    if reason is None and name != "reference":
+        reason = request.options.get("beyond_kernels")
     if reason is None:
         served_by = module(name, request.op)
         reason = f"it has no kernel for {request.op}" if served_by is None else served_by.refuses(request)

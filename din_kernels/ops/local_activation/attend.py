@@ -14,6 +14,7 @@ from din_kernels.jagged import Jagged, Padded
 from din_kernels.ops.local_activation.histories import (
     Source,
     check_rows,
+    check_statistics,
     in_autocast_dtype,
     pair_layout,
     rows_of,
@@ -123,8 +124,7 @@ def attend(
     check_rows(query, history, query_to_user)
     params = _check_mlp(query, weights, biases, features, activation, activation_params)
     dice_training = _dice_training(activation, params)
-    if stats == "padded" and not isinstance(history, Padded):
-        raise ValueError(f"stats='padded' needs a padded history, got a {type(history).__name__}")
+    check_statistics(stats, history)
     layout = rows_of(history, padded_statistics=stats == "padded" and bool(dice_training))
     if query_to_user is not None:
         query_to_user = query_to_user.to(torch.int64).contiguous()

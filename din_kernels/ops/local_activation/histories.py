@@ -70,6 +70,12 @@ def rows_of(history: Jagged | Padded | Gather, padded_statistics: bool = False) 
     return Rows(source, begin if history.padding_side == "right" else begin + width - length, length, None, None, width)
 
 
+def check_statistics(stats: str, history: Jagged | Padded | Gather) -> None:
+    """ValueError where statistics over padding are asked of a history without any."""
+    if stats == "padded" and not isinstance(history, Padded):
+        raise ValueError(f"stats='padded' needs a padded history, got a {type(history).__name__}")
+
+
 def pair_layout(layout: Rows, query_to_user, queries: int, rows: int, total_pairs: int | None):
     """Where the weights of each candidate start, and how many there are in all."""
     if layout.width is not None:
