@@ -80,9 +80,18 @@ def has_shape(name: str, value: torch.Tensor, shape: tuple[int, ...], words: str
 
 
 def number(
-    name: str, value, *, at_least: float | None = None, at_most: float | None = None, below: float | None = None
+    name: str,
+    value,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    infinite: bool = False,
 ) -> None:
-    """TypeError unless `value` is a real number or a 0-D real tensor, ValueError unless it is finite and in bounds."""
+    """TypeError unless `value` is a real number or a 0-D real tensor, ValueError unless it is in bounds and finite.
+
+    `infinite` lets infinity pass, NaN never does.
+    """
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return  # a trace knows the type alone
     given = value
@@ -94,7 +103,7 @@ def number(
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not _within(float(given), at_least, at_most, below):
         raise ValueError(f"{name} must {_bounds(at_least, at_most, below)}, got {given}")
-    if math.isinf(given):
+    if math.isinf(given) and not infinite:
         raise ValueError(f"{name} must be finite, got {given}")
 
 
@@ -106,6 +115,26 @@ def integer(name: str, value, *, at_least: int | None = None, at_most: int | Non
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not _within(value, at_least, at_most, None):
         raise ValueError(f"{name} must {_bounds(at_least, at_most, None)}, got {value}")
+
+
+def flag(name: str, value) -> None:
+    """TypeError unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
+def is_real(name: str, value: torch.Tensor) -> None:
+    """TypeError where `value` holds no real numbers."""
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
+
+
+def counts_of_ids(name: str, counts: torch.Tensor, ids: torch.Tensor, readable=values_readable) -> None:
+    """ValueError where n_j of one of `ids` is negative or NaN and the values may be looked at."""
+    if counts.dtype.is_signed and readable(counts) and ids.numel():
+        low = counts.index_select(0, ids).min()
+        if not bool(low >= 0):
+            raise ValueError(f"{name} must be at least 0 for every id of the batch, got {low.item()}")
 
 
 def widths(name: str, value, at_most: int) -> None:

@@ -16,6 +16,7 @@ from din_kernels.ops.schemas import library
 
 def _forward(weight, ids, counts, coeff, padding_idx, sparse, backend):
     checks.ids_within("ids", ids, weight.shape[0], "rows of weight")
+    checks.counts_of_ids("counts", counts, ids, readable=checks.at_hand)
     return backends.module(backend, "mba_penalty").forward(weight, ids, counts, coeff, padding_idx)
 
 
@@ -81,13 +82,16 @@ def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
     checks.is_tensor("counts", counts, 1, "[V]")
     checks.has_shape("counts", counts, (weight.shape[0],), " (one per row of weight)")
     checks.same_device("counts", counts, "weight", weight)
-    if not coeff >= 0:
-        raise ValueError(f"coeff must be at least 0, got {coeff}")
+    checks.is_real("counts", counts)
+    checks.number("coeff", coeff, at_least=0)
+    checks.row_of("padding_idx", padding_idx, weight.shape[0], "rows of weight")
+    checks.flag("sparse", sparse)
     ids = ids.reshape(-1)
     options = {"rows": backends.extent(weight.shape[0]), "entries": backends.extent(ids.shape[0])}
     backend = backends.select(backends.Request("mba_penalty", weight.device.type, weight.dtype, options))
     if backend == "reference":
         checks.ids_within("ids", ids, weight.shape[0], "rows of weight")
+        checks.counts_of_ids("counts", counts, ids)
         return _reference(weight, ids, counts, coeff, padding_idx, sparse)
     padding_idx = -1 if padding_idx is None else padding_idx
     return torch.ops.din_kernels.mba_penalty(weight, ids, counts, float(coeff), padding_idx, sparse, backend)[0]

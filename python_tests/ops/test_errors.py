@@ -196,6 +196,13 @@ def test_a_bad_use_of_a_module_is_named(case):
 # --- sparse side ------------------------------------------------------------------------------------------------------
 
 TABLE, COUNTS = torch.ones(4, 2), torch.ones(4, dtype=torch.int64)
+
+
+def step(**changes) -> Table:
+    """A valid part of a step but for `changes`."""
+    return Table(TABLE.clone(), [], torch.tensor([0]), torch.ones(1, 2), Hyper(0.1, 0.1, coeff=0.1))._replace(**changes)
+
+
 SPARSE = [
     (lambda: dk.mba_penalty(TABLE[0], torch.tensor([0]), COUNTS, 0.1), ValueError, "weight must have shape [V, D]"),
     (lambda: dk.mba_penalty(TABLE, torch.tensor([0.0]), COUNTS, 0.1), TypeError, "ids must be int64 or int32", "32"),
@@ -204,6 +211,15 @@ SPARSE = [
     (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS[:3], 0.1), ValueError, "counts must have shape [4]", "3"),
     (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, -1), ValueError, "coeff must be at least 0", "got -1"),
     (lambda: dk.mba_penalty([TABLE], torch.tensor([0]), [COUNTS], 1), ValueError, "ids must be a list", "got Tensor"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, torch.nan), ValueError, "coeff must be at least 0", "nan"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, "1"), TypeError, "coeff must be a number", "got str"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, 1, 4), IndexError, "padding_idx must lie in 0..3", "4"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, 1, -1), IndexError, "padding_idx must lie in 0..3", "-1"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, 1, 0.5), TypeError, "padding_idx must be an integer"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, 1, sparse=1), TypeError, "sparse must be a bool", "int"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS + 0j, 1), TypeError, "counts must hold real", "complex64"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS - 5, 1), ValueError, "counts must be at least 0", "got -4"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([1]), COUNTS * torch.nan, 1), ValueError, "counts must be", "got nan"),
     (lambda: dk.MBA(-0.1, COUNTS), ValueError, "coeff must be at least 0", "got -0.1"),
     (lambda: dk.MBA(0.1, COUNTS, padding_idx=4), IndexError, "padding_idx must lie in 0..3", "got 4"),
     (lambda: dk.MBACounts(-COUNTS), ValueError, "counts must be at least 0", "got -1"),
@@ -211,6 +227,9 @@ SPARSE = [
     (lambda: dk.optim.SparseSGD([TABLE.clone().requires_grad_()], lr=-1), ValueError, "lr must be at least 0", "-1"),
     (lambda: sparse_update([Table(TABLE, [], torch.tensor([0]), torch.ones(2, 2), Hyper(1, 1))], "sgd"), ValueError,
      "grads of table 0 must have shape [1, 2]", "got [2, 2]"),
+    (lambda: sparse_update([step(counts=COUNTS - 5)], "sgd"), ValueError, "counts of table 0 must be at least 0", "-4"),
+    (lambda: sparse_update([step(counts=COUNTS + 0j)], "sgd"), TypeError, "counts of table 0 must hold real numbers"),
+    (lambda: sparse_update([step(padding_idx=4)], "sgd"), IndexError, "padding_idx of table 0 must lie in 0..3"),
     (lambda: sparse_update([], "lamb"), ValueError, "rule must be one of 'sgd'", "got 'lamb'"),
 ]  # fmt: skip
 
