@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules import module as nn_module
 
 from din_kernels import backends
 from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
+from din_kernels.hooks import changed, hooks_of_all_modules
 from din_kernels.nn.dice import Dice
 from din_kernels.ops.local_activation import Attended
 from din_kernels.ops.local_activation.histories import (
@@ -34,7 +34,6 @@ KINDS = {
     "identity": nn.Identity,
     "dice": Dice,
 }
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def beyond_kernels(linears: nn.ModuleList, activations: nn.ModuleList, activation: str) -> str | None:
@@ -43,28 +42,18 @@ def beyond_kernels(linears: nn.ModuleList, activations: nn.ModuleList, activatio
     Parametrized weights are read through their attribute, so the fused call sees them. Pruning and the older
     `weight_norm` compute the weight in a hook before the module's forward, which the fused call would not run.
     """
-    if any(getattr(nn_module, f"_global{hooks}") for hooks in _HOOKS):
+    if hooks_of_all_modules():
         return "hooks of all modules are registered (torch.nn.modules.module.register_module_...)"
     for at, layer in enumerate(linears):
-        changed = _changed(f"linears[{at}]", layer, nn.Linear)
-        if changed is not None:
-            return changed
+        found = changed(f"linears[{at}]", layer, nn.Linear)
+        if found is not None:
+            return found
     for at, layer in enumerate(activations):
-        changed = _changed(f"activations[{at}]", layer, KINDS[activation])
-        if changed is not None:
-            return changed
+        found = changed(f"activations[{at}]", layer, KINDS[activation])
+        if found is not None:
+            return found
         if activation == "dice" and (layer.weight is not None or layer.bias is not None):
             return f"activations[{at}] is an affine Dice"
-    return None
-
-
-def _changed(name: str, layer: nn.Module, kind: type[nn.Module]) -> str | None:
-    if type(layer).forward is not kind.forward:
-        return f"{name} is a {type(layer).__name__}, not a {kind.__name__}"
-    if "forward" in layer.__dict__:
-        return f"the forward of {name} was replaced"
-    if any(getattr(layer, hooks) for hooks in _HOOKS):
-        return f"{name} has hooks"
     return None
 
 
