@@ -14,15 +14,16 @@ from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
 from din_kernels.hooks import changed, hooks_of_all_modules
 from din_kernels.nn.dice import Dice
+from din_kernels.ops.autocast import without_autocast
 from din_kernels.ops.local_activation import Attended
+from din_kernels.ops.local_activation.checks import check_rows
 from din_kernels.ops.local_activation.histories import (
-    check_rows,
+    Pairs,
     check_statistics,
     in_autocast_dtype,
     pair_layout,
     rows_of,
     weights_in_layout,
-    without_autocast,
 )
 
 # What each activation of the unit is made of, and what the fused call takes it for.
@@ -78,13 +79,11 @@ def attend_by_modules(unit, reason: str, query, history, query_to_user, return_w
     q = (query.rows() if isinstance(query, Gather) else query).to(compute)
     rows = (history.rows() if isinstance(history, Gather) else layout.source.tables[0]).to(compute)
     queries = q.shape[0]
-    pair_begin, pairs = None, 0
-    if return_weights:
-        pair_begin, pairs = pair_layout(layout, query_to_user, queries, rows.shape[0], total_pairs)
+    pairs = pair_layout(layout, query_to_user, queries, total_pairs) if return_weights else Pairs(None, 0)
     candidate, position, row = reference.pair_index(
         layout.begin, layout.length, layout.row_index, query_to_user, queries
     )
-    with without_autocast(q):
+    with without_autocast(q.device):
         k = rows[row]
         hidden = reference.features_of(q[candidate], k, unit.features)
         for linear, activation in zip(unit.linears[:-1], unit.activations, strict=True):
@@ -94,8 +93,8 @@ def attend_by_modules(unit, reason: str, query, history, query_to_user, return_w
             counts = layout.row_mask[row]
             candidate, position, k, scores = candidate[counts], position[counts], k[counts], scores[counts]
         w = reference.normalized(scores, candidate, queries, unit.normalize)
-        pooled, weights = reference.pool(w, k, candidate, position, queries, pair_begin, pairs)
+        pooled, weights = reference.pool(w, k, candidate, position, queries, *pairs)
     pooled, weights = pooled.to(query.dtype), weights.to(query.dtype)
     if return_weights:
-        weights = weights_in_layout(weights, history, layout, pair_begin, query_to_user, queries)
+        weights = weights_in_layout(weights, history, layout, pairs.begin, query_to_user, queries)
     return Attended(pooled, weights if return_weights else None, [])

@@ -101,8 +101,8 @@ def local_activation(
         statistics.append(layer_statistics)
     scores = scale * linear(hidden, weights[-1], biases[-1]).squeeze(-1)
     if row_mask is not None:
-        counts = row_mask[row]
-        candidate, position, k, scores = candidate[counts], position[counts], k[counts], scores[counts]
+        valid = row_mask[row]
+        candidate, position, k, scores = candidate[valid], position[valid], k[valid], scores[valid]
     w = normalized(scores, candidate, query.shape[0], normalize)
     return *pool(w, k, candidate, position, query.shape[0], pair_begin, total_pairs), statistics
 
