@@ -137,14 +137,15 @@ def counts_of_ids(name: str, counts: torch.Tensor, ids: torch.Tensor, readable=v
             raise ValueError(f"{name} must be at least 0 for every id of the batch, got {low.item()}")
 
 
-def widths(name: str, value, at_most: int) -> None:
-    """TypeError unless `value` is a sequence of integers, ValueError unless it is 0 to `at_most` of them, each >= 1."""
+def widths(name: str, value, at_most: int | None = None) -> None:
+    """TypeError unless `value` is a sequence of integers, ValueError unless each is at least 1, `at_most` in all."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise TypeError(f"{name} must be a sequence of widths, got {type(value).__name__}")
     for at, width in enumerate(value):
         integer(f"{name}[{at}]", width)
-    if len(value) > at_most or any(width < 1 for width in value):
-        raise ValueError(f"{name} must be 0 to {at_most} widths of at least 1, got {tuple(value)}")
+    if (at_most is not None and len(value) > at_most) or any(width < 1 for width in value):
+        how_many = "" if at_most is None else f"0 to {at_most} "
+        raise ValueError(f"{name} must be {how_many}widths of at least 1, got {tuple(value)}")
 
 
 def floating_dtype(name: str, value) -> None:

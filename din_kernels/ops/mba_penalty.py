@@ -17,6 +17,7 @@ from din_kernels.backends.calls import (
 from din_kernels.backends.reference.mba_penalty import mba_penalty as _reference
 from din_kernels.jagged import Jagged
 from din_kernels.ops.registration import keep, kept, register, register_backward
+from din_kernels.ops.sparse_gradient import sparse_gradient
 
 # --- checks, fake and autograd of the registered ops ------------------------------------------------------------------
 
@@ -53,9 +54,8 @@ def _autograd(ctx, grad, _unique, _unique_count):
     towards = MbaPenaltyGrads(grad, entries)
     rows = torch.ops.din_kernels.mba_penalty_backward(*towards, *call, *saved, ctx.backend)
     if call.sparse:
-        indices = saved.unique[:entries].clamp(min=0).unsqueeze(0)
-        shape = call.weight.shape
-        rows = torch.sparse_coo_tensor(indices, rows, shape, check_invariants=False, is_coalesced=counted)
+        ids = saved.unique[:entries].clamp(min=0)
+        rows = sparse_gradient([ids], [rows], call.weight.shape[0], coalesced=counted)
     return *MbaPenaltyCall(*[None] * len(call))._replace(weight=rows), None
 
 

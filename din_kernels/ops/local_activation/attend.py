@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from din_kernels import backends, options
+from din_kernels import backends, checks, options
 from din_kernels.backends.calls import LocalActivationCall, LocalActivationResult
 from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
@@ -51,6 +51,8 @@ def attend(
 ) -> Attended:
     """As `local_activation`, and also returns the batch statistics of Dice in training; modules build on this."""
     check_options(features, activation, normalize, stats)
+    checks.number("scale", scale)
+    checks.flag("return_weights", return_weights)
     query, history = in_autocast_dtype(query, history)
     check_rows(query, history, query_to_user)
     layers = check_layers(query, weights, biases, features, activation, activation_params)
@@ -78,6 +80,8 @@ def attend(
         eps=[],
         dice_training=layers.batch_statistics is True,
         sparse_grad=False,
+        query_padding=source.padding,
+        history_padding=layout.source.padding,
         features=features,
         activation=activation,
         normalize=normalize,
