@@ -65,22 +65,35 @@ def compiled(source: Path) -> Iterator[Kernel]:
     """Every kernel of one file, for every architecture."""
     targets = [f"-gencode=arch=compute_{each.name},code=sm_{each.name}" for each in ARCHITECTURES]
     with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", "-std=c++17", "-O3", f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}",
-                   '-DDIN_KERNELS_CUDA_ARCHITECTURES=""']  # fmt: skip
+        command = [
+            "nvcc",
+            "-std=c++17",
+            "-O3",
+            f"-I{CSRC / 'include'}",
+            f"-I{CSRC / 'cuda'}",
+            '-DDIN_KERNELS_CUDA_ARCHITECTURES=""',
+        ]
         command += [*targets, "-Xptxas", "-v", "-c", source, "-o", Path(folder) / "object.o"]
         done = subprocess.run(command, text=True, capture_output=True)
     if done.returncode:
         raise SystemExit(f"{source}: nvcc failed\n{done.stderr}")
     for found in ENTRY.finditer(done.stderr):
-        yield Kernel(found["architecture"], found["name"], int(found["registers"]), int(found["stack"]),
-                     int(found["stores"]) + int(found["loads"]))  # fmt: skip
+        yield Kernel(
+            found["architecture"],
+            found["name"],
+            int(found["registers"]),
+            int(found["stack"]),
+            int(found["stores"]) + int(found["loads"]),
+        )
 
 
 def readable(names: list[str]) -> dict[str, str]:
     """Demangled, without namespaces and arguments."""
     done = subprocess.run(["c++filt", "-p"], input="\n".join(names), text=True, capture_output=True, check=True)
-    short = [re.sub(r"din_kernels::cuda::|\(anonymous namespace\)::|^void ", "", line).strip()
-             for line in done.stdout.splitlines()]  # fmt: skip
+    short = [
+        re.sub(r"din_kernels::cuda::|\(anonymous namespace\)::|^void ", "", line).strip()
+        for line in done.stdout.splitlines()
+    ]
     return dict(zip(names, short, strict=True))
 
 
@@ -91,10 +104,23 @@ def tile_launch(name: str, architecture: Architecture) -> tuple[int, int]:
     dtype = next((known for key, known in (("Bf16", "bfloat16"), ("Fp16", "float16")) if key in name), "float32")
     table, typed = (0, 16_384, 128, 0, "int64"), (0, dtype, 0)
     layers = [{"width": width, "weight": typed, "bias": typed, "params": [], "eps": 0.0} for width in (80, 40, 1)]
-    call = {"dtype": dtype, "precision": "highest" if "Fma" in name else "tensor cores", "queries": 16_384,
-            "users": 16_384, "rows_count": rows, "capacity": rows, "dim": 128, "query": [table], "rows": [table],
-            "layers": layers, "features": "concat", "activation": "sigmoid", "normalize": "none",
-            "scale": 1.0, "chunk_bytes": CHUNK_BYTES}  # fmt: skip
+    call = {
+        "dtype": dtype,
+        "precision": "highest" if "Fma" in name else "tensor cores",
+        "queries": 16_384,
+        "users": 16_384,
+        "rows_count": rows,
+        "capacity": rows,
+        "dim": 128,
+        "query": [table],
+        "rows": [table],
+        "layers": layers,
+        "features": "concat",
+        "activation": "sigmoid",
+        "normalize": "none",
+        "scale": 1.0,
+        "chunk_bytes": CHUNK_BYTES,
+    }
     plan = _cuda_emulated.local_activation_plan(call, "backward" in name, 132, architecture.shared_per_block)
     return plan["threads"], plan["shared_bytes"]
 
@@ -127,7 +153,7 @@ def report(kernels: list[Kernel]) -> Iterator[str]:
         for kernel in sorted(own, key=lambda each: names[each.name]):
             name = names[kernel.name]
             shared, blocks = "", ""
-            if name.startswith(("unit_forward", "unit_backward")):
+            if name.startswith(("local_activation_forward", "local_activation_backward")):
                 threads, shared = tile_launch(name, architecture)
                 blocks = occupancy(kernel, architecture, threads, shared)
             yield f"| `{name}` | {kernel.registers} | {kernel.stack} | {kernel.spills} | {shared} | {blocks} |"

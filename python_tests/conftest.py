@@ -13,9 +13,13 @@ from din_kernels import backends, options
 KERNELS = [name for name in options.BACKENDS if name != "reference" and backends.unavailable(name) is None]
 
 settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, max_examples=40, database=None,
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    max_examples=40,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # ours are names and modes that no example changes
-)  # fmt: skip
+)
 settings.load_profile("repeatable")
 
 

@@ -19,13 +19,18 @@ from din_kernels.verification import ACTIVATION_CASES, LAYOUTS, compared, deviat
 
 # Each feature set, activation, normalization and layout once per dtype; `holds` runs forward and backward.
 CASES = [
-    ("concat", "sigmoid", "softmax", "packed"), ("product", "relu", "none", "left padded"),
-    ("concat", "prelu", "softmax", "query_to_user"), ("product", "tanh", "softmax", "masked"),
-    ("concat", "identity", "none", "query_to_user"), ("concat", "dice", "softmax", "packed"),
-    ("product", "dice in training", "none", "packed"), ("concat", "dice in training", "softmax", "query_to_user"),
-    ("outer", "sigmoid", "softmax", "packed"), ("outer", "prelu", "none", "masked"),
+    ("concat", "sigmoid", "softmax", "packed"),
+    ("product", "relu", "none", "left padded"),
+    ("concat", "prelu", "softmax", "query_to_user"),
+    ("product", "tanh", "softmax", "masked"),
+    ("concat", "identity", "none", "query_to_user"),
+    ("concat", "dice", "softmax", "packed"),
+    ("product", "dice in training", "none", "packed"),
+    ("concat", "dice in training", "softmax", "query_to_user"),
+    ("outer", "sigmoid", "softmax", "packed"),
+    ("outer", "prelu", "none", "masked"),
     ("outer", "dice in training", "softmax", "query_to_user"),
-]  # fmt: skip
+]
 # 256 behaviours on average: the first layer is folded. Histories of one, of whole and of partial tiles, over several
 # blocks.
 LONG = {"lengths": (0, 700, 1, 128, 0, 900, 63), "dim": 12, "hidden": (9, 5)}
@@ -119,16 +124,22 @@ def test_any_shape_equals_the_reference(device, lengths, dim, hidden, **options)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "case",
-    [("concat", "sigmoid", "softmax", "packed"), ("product", "dice in training", "none", "packed"),
-     ("concat", "prelu", "none", "query_to_user")],
+    [
+        ("concat", "sigmoid", "softmax", "packed"),
+        ("product", "dice in training", "none", "packed"),
+        ("concat", "prelu", "none", "query_to_user"),
+    ],
     ids="-".join,
-)  # fmt: skip
+)
 def test_long_histories_equal_the_reference(case, dtype, device):
     holds(make_case(*case, **LONG), dtype, device)
 
 
-@pytest.mark.parametrize("case", [("concat", "dice in training", "softmax", "packed"),
-                                  ("outer", "prelu", "softmax", "query_to_user")], ids="-".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [("concat", "dice in training", "softmax", "packed"), ("outer", "prelu", "softmax", "query_to_user")],
+    ids="-".join,
+)
 def test_chunks_of_candidates_give_what_all_of_them_at_once_give(case, device, monkeypatch):
     case = make_case(*case, **LONG)
     for chunk_bytes in (1, 6000):  # one candidate at a time, a few
@@ -161,10 +172,17 @@ def test_padded_statistics_equal_the_reference(layout, lengths, features, device
             where = {"mask": (torch.arange(longest, device=device) * 7 % longest) < length[:, None]}
         with dk.use_backend(backend):
             pooled, pair_weights = dk.local_activation(
-                leaves["query"], dk.Padded(leaves["history"], **where), weights, biases, features=features,
-                activation="dice", activation_params=[{"alpha": alpha, "training": True} for alpha in alphas],
-                normalize="softmax", stats="padded", return_weights=True,
-            )  # fmt: skip
+                leaves["query"],
+                dk.Padded(leaves["history"], **where),
+                weights,
+                biases,
+                features=features,
+                activation="dice",
+                activation_params=[{"alpha": alpha, "training": True} for alpha in alphas],
+                normalize="softmax",
+                stats="padded",
+                return_weights=True,
+            )
         grads = torch.autograd.grad(pooled.square().sum() + pair_weights.sin().sum(), list(leaves.values()))
         outputs = {"pooled": pooled, "weights": pair_weights}
         outputs |= {f"grad {name}": grad for name, grad in zip(leaves, grads, strict=True)}
@@ -318,4 +336,4 @@ def test_info_says_what_a_forced_cuda_serves_and_refuses(emulated):
     refused = {key[1:]: reason for key, reason in served.items() if reason != "cuda"}
     assert refused.keys() == {("dice_training", "some"), ("dtype", "float64")}
     assert all(reason.startswith("none: backend 'cuda' cannot serve") for reason in refused.values())
-    assert "not verified on hardware" in dk.backends.remark("cuda")
+    assert "use_backend('cuda') alone chooses it" in dk.backends.remark("cuda")

@@ -19,6 +19,7 @@ from support.recorded_ops import opcheck_forward_and_backward, ops_called
 
 import din_kernels as dk
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS, feature_width
+from din_kernels.options import ACTIVATIONS
 from din_kernels.verification import ACTIVATION_CASES, LAYOUTS, deviations, make_case, results
 
 # Around the tile of 60 rows, the folds from 7 and 10 rows on and the blocks of 512 pairs; empty ones first, between and
@@ -131,9 +132,12 @@ class Call:
     def __call__(self, query=None, history=None, **options):
         with dk.use_backend(self.backend):
             return dk.local_activation(
-                self.query if query is None else query, self.history if history is None else history,
-                options.pop("weights", self.weights), options.pop("biases", self.biases), **options,
-            )  # fmt: skip
+                self.query if query is None else query,
+                self.history if history is None else history,
+                options.pop("weights", self.weights),
+                options.pop("biases", self.biases),
+                **options,
+            )
 
 
 @pytest.fixture
@@ -417,10 +421,14 @@ def test_each_parameter_of_dice_may_be_one_number_or_one_per_channel(single, cal
         it.backend = backend
         generator = torch.Generator().manual_seed(5)
         params = [
-            {key: (torch.rand(1 if key in single else width, generator=generator, dtype=torch.float64) + 0.1)
-             .to(it.query).requires_grad_() for key in ("alpha", "mean", "var")}
+            {
+                key: (torch.rand(1 if key in single else width, generator=generator, dtype=torch.float64) + 0.1)
+                .to(it.query)
+                .requires_grad_()
+                for key in ("alpha", "mean", "var")
+            }
             for width in (7, 5)
-        ]  # fmt: skip
+        ]
         pooled = it(activation="dice", activation_params=params)
         leaves = [value for layer in params for value in layer.values()]
         found.append([pooled, *torch.autograd.grad(pooled.sum(), leaves)])
@@ -437,7 +445,7 @@ def test_each_parameter_of_dice_may_be_one_number_or_one_per_channel(single, cal
 def test_gradcheck_passes_on_the_double_kernel(activation, features, normalize, backend, device):
     case = make_case(features, activation, normalize, "query_to_user", dim=3, hidden=(4, 2), lengths=(2, 0, 11, 1, 3))
     offsets, to_user = case.shape["offsets"].to(device), case.query_to_user.to(device)
-    names = {"prelu": ["slope"], "dice": ["alpha", "mean", "var"], "dice in training": ["alpha"]}.get(activation, [])
+    names = ACTIVATIONS[case.activation].given(batch_statistics=activation.endswith("in training"))
     given = [case.query, case.history, *case.weights, *case.biases, *(p[name] for p in case.params for name in names)]
     given = [each.to(device).requires_grad_() for each in given]
 
@@ -446,10 +454,18 @@ def test_gradcheck_passes_on_the_double_kernel(activation, features, normalize, 
     def function(query, values, w1, w2, w3, b1, b2, b3, *params):
         each = iter(params)
         return dk.local_activation(
-            query, dk.Jagged(values, offsets), [w1, w2, w3], [b1, b2, b3], features=features,
-            activation=case.activation, activation_params=[{name: next(each) for name in names} | mode for _ in (0, 1)],
-            normalize=normalize, scale=0.7, query_to_user=to_user, return_weights=True,
-        )  # fmt: skip
+            query,
+            dk.Jagged(values, offsets),
+            [w1, w2, w3],
+            [b1, b2, b3],
+            features=features,
+            activation=case.activation,
+            activation_params=[{name: next(each) for name in names} | mode for _ in (0, 1)],
+            normalize=normalize,
+            scale=0.7,
+            query_to_user=to_user,
+            return_weights=True,
+        )
 
     def flat(*inputs):
         pooled, weights = function(*inputs)
@@ -544,9 +560,12 @@ torch.set_num_threads({torch.get_num_threads()})
 print(*sums())
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parent, env=os.environ | filled, text=True,
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parent,
+        env=os.environ | filled,
+        text=True,
         capture_output=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == sums()
 

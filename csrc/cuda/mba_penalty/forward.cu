@@ -1,29 +1,27 @@
-// Mini-batch aware regularization as a penalty: one warp per unique row, sums in a fixed order.
+// Forward of the mini-batch aware penalty: a warp per unique row, sums in a fixed order.
 #include "din_kernels/cuda/mba_penalty.h"
 
 #include "common/block_scan.cuh"
 #include "common/dispatch.h"
 #include "common/launch.cuh"
-#include "mba_penalty/plan.h"
 #include "common/table_rows.cuh"
+#include "mba_penalty/plan.h"
 
 namespace din_kernels::cuda {
 namespace {
 
-constexpr int kWarps = kPenaltyThreads / 32;
-
-// partial[block] = sum of ||w_j||^2 / n_j over the block's rows. The number of rows is known on the device alone, so
-// warps stride over them; which row goes to which warp depends on the grid, and that on `entries`.
+// partial[block] = sum of ||w_j||^2 / n_j over the block's rows. The number of unique rows is known on the device
+// alone, so warps stride over them. Which row goes to which warp depends on the grid, and the grid on `entries` alone.
 template <typename T, int kWidth>
 __global__ void penalty_partials(Global<const T> weight, int64_t dim, CountArray counts,
                                  Global<const int64_t> unique,        // [N]
                                  Global<const int64_t> unique_count,  // [1]
                                  Global<double> partial) {            // [blocks]
-    const Shared<double> sums(0, kWarps);
+    const Shared<double> sums(0, kPenaltyWarps);
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
     double total = 0;
-    const int64_t rows = unique_count[0], stride = int64_t(gridDim.x) * kWarps;
-    for (int64_t row = int64_t(blockIdx.x) * kWarps + warp; row < rows; row += stride) {
+    const int64_t rows = unique_count[0], stride = int64_t(gridDim.x) * kPenaltyWarps;
+    for (int64_t row = int64_t(blockIdx.x) * kPenaltyWarps + warp; row < rows; row += stride) {
         const int64_t id = unique[row];
         float square = 0;
         for (int64_t d = lane * kWidth; d < dim; d += 32 * kWidth) {
@@ -33,42 +31,23 @@ __global__ void penalty_partials(Global<const T> weight, int64_t dim, CountArray
         square = warp_sum(square);
         total += double(square) / double(counts[id]);
     }
+    // The warps, in their order.
     if (lane == 0) sums.store(warp, total);
     __syncthreads();
     if (threadIdx.x == 0) {
         total = 0;
-        for (int w = 0; w < kWarps; ++w) total += sums[w];
+        for (int w = 0; w < kPenaltyWarps; ++w) total += sums[w];
         partial.store(blockIdx.x, total);
     }
 }
 
+// One warp adds the blocks' partial sums in a fixed order.
 __global__ void penalty_total(Global<const double> partial, int64_t blocks, double half_coeff,
                               Global<float> penalty) {  // [1]
     double total = 0;
     for (int64_t block = threadIdx.x; block < blocks; block += 32) total += partial[block];
     total = warp_sum(total);
     if (threadIdx.x == 0) penalty.store(0, float(half_coeff * total));
-}
-
-// out[row or j] = grad coeff w_j / n_j; sparse rows behind unique_count are zero.
-template <typename T, int kWidth>
-__global__ void penalty_gradient(Global<const T> weight, int64_t dim, CountArray counts, Global<const int64_t> unique,
-                                 Global<const int64_t> unique_count,
-                                 Global<const float> grad,  // [1]
-                                 float coeff, bool dense, int64_t out_rows, Global<T> out) {
-    const int lane = int(threadIdx.x) % 32;
-    const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
-    if (row >= out_rows) return;
-    const bool there = row < unique_count[0];
-    if (!there && dense) return;
-    const int64_t id = there ? unique[row] : 0;
-    const float factor = there ? grad[0] * coeff / counts[id] : 0.0f;
-    for (int64_t d = lane * kWidth; d < dim; d += 32 * kWidth) {
-        Vector<T, kWidth> value{};
-        if (there) value = weight.template load<kWidth>(id * dim + d);
-        for (int i = 0; i < kWidth; ++i) value.at[i] = narrow<T>(there ? factor * widen(value.at[i]) : 0.0f);
-        out.template store<kWidth>((dense ? id : row) * dim + d, value);
-    }
 }
 
 }  // namespace
@@ -84,7 +63,7 @@ void mba_penalty_forward(const MbaPenalty& call, Stream stream) {
         using T = decltype(zero);
         with_width(call.dim, aligned_for<4, T>({call.weight}), [&](auto width) {
             launch("penalty_partials", penalty_partials<T, width()>, Grid{plan.blocks}, kPenaltyThreads,
-                   kWarps * sizeof(double), stream,
+                   kPenaltyWarps * sizeof(double), stream,
                    Global<const T>(static_cast<const T*>(call.weight), call.rows * call.dim), call.dim,
                    CountArray{call.counts, call.rows}, Global<const int64_t>(call.unique, call.entries),
                    Global<const int64_t>(call.unique_count, 1), Global<double>(partials, plan.blocks));
@@ -92,20 +71,6 @@ void mba_penalty_forward(const MbaPenalty& call, Stream stream) {
     });
     launch("penalty_total", penalty_total, Grid{1}, 32, 0, stream, Global<const double>(partials, plan.blocks),
            plan.blocks, call.coeff / 2, Global<float>(call.penalty, 1));
-}
-
-void mba_penalty_backward(const MbaPenalty& call, const float* grad, bool dense, int64_t out_rows, void* out,
-                          Stream stream) {
-    with_dtype(call.dtype, [&](auto zero) {
-        using T = decltype(zero);
-        with_width(call.dim, aligned_for<4, T>({call.weight, out}), [&](auto width) {
-            launch("penalty_gradient", penalty_gradient<T, width()>, Grid{ceil_div(out_rows, kWarps)}, kPenaltyThreads,
-                   0, stream, Global<const T>(static_cast<const T*>(call.weight), call.rows * call.dim), call.dim,
-                   CountArray{call.counts, call.rows}, Global<const int64_t>(call.unique, call.entries),
-                   Global<const int64_t>(call.unique_count, 1), Global<const float>(grad, 1), float(call.coeff), dense,
-                   out_rows, Global<T>(static_cast<T*>(out), (dense ? call.rows : out_rows) * call.dim));
-        });
-    });
 }
 
 }  // namespace din_kernels::cuda

@@ -1,23 +1,14 @@
-"""Amazon reviews: the raw json files, prepared text, and the rows of the paper's released code."""
+"""Prepared text of ids, and the rows of the paper's released code."""
 
 from __future__ import annotations
 
-import ast
-import gzip
-import json
-import re
-import zlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from din_kernels.data import text
+from din_kernels.data import arguments, text
 from din_kernels.data.interactions import Interactions, Samples
-
-UNKNOWN_CATEGORY = "unknown"
-_ASIN = re.compile(r"""['"]asin['"]: ?['"]([^'"]*)['"]""")
 
 
 def load_amazon_prepared(
@@ -44,7 +35,7 @@ def load_amazon_prepared(
     categories = Path(item_categories) if item_categories is not None else sequences.parent / "item_cate.txt"
     table = text.parse_table(categories, text.read_bytes(categories), 2)
     _refuse_repeats(categories, table[:, 0], "item")
-    values, offsets = text.parse_lines(sequences, text.read_bytes(sequences))
+    values, offsets, _ = text.parse_lines(sequences, text.read_bytes(sequences))
     if (np.diff(offsets) == 0).any():
         line = int(np.flatnonzero(np.diff(offsets) == 0)[0]) + 1
         raise ValueError(f"{sequences}: line {line}: expected `user item item ...`, got an empty line")
@@ -76,47 +67,11 @@ def load_amazon_prepared(
     )
 
 
-def load_amazon_reviews(reviews: str | Path, meta: str | Path) -> Interactions:
-    """The raw 5-core set, .json or .json.gz.
-
-    Reviews have `reviewerID`, `asin` and `unixReviewTime`, the meta file `asin` and `categories`.
-    Lines are JSON or Python literals (the 2014 meta files). A user's reviews are sorted by time; ties keep the file's
-    order. The category of an item is the last of its last category path, as in the paper's released code; an item that
-    the meta file does not describe gets the category "unknown".
-
-    Raises:
-        ValueError: a truncated file, a line that cannot be read, or a missing field, with file and line.
-    """
-    reviews, meta = Path(reviews), Path(meta)
-    users, items, times = [], [], []
-    for number, line in _lines(reviews):
-        record = _record(reviews, number, line)
-        users.append(_field(reviews, number, record, "reviewerID", str))
-        items.append(_field(reviews, number, record, "asin", str))
-        times.append(_field(reviews, number, record, "unixReviewTime", int))
-    user_names, user_ids = np.unique(np.array(users, dtype=str), return_inverse=True)
-    item_names, item_ids = np.unique(np.array(items, dtype=str), return_inverse=True)
-    order = np.lexsort((np.array(times, np.int64), user_ids))  # stable: ties keep the file's order
-
-    category = _read_categories(meta, set(item_names.tolist()))
-    names = [category.get(name, UNKNOWN_CATEGORY) for name in item_names.tolist()]
-    category_names, category_ids = np.unique(np.array(names, dtype=str), return_inverse=True)
-    lengths = np.bincount(user_ids, minlength=len(user_names))
-    return Interactions(
-        user_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        item_ids=item_ids[order].astype(np.int64),
-        category_ids=category_ids.astype(np.int64),
-        n_categories=len(category_names),
-        user_names=user_names,
-        item_names=item_names,
-        category_names=category_names,
-    )
-
-
 def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Interactions, Samples]:
     """The released code's rows: `user|history|positive|negative` (test) or `user|history|item|label` (training).
 
-    A file is read as labelled rows when all its last fields are 0 or 1.
+    A file is read as labelled rows when all its last fields are 0 or 1. One of which most are, but not all, is refused:
+    items may be called 0 and 1 too, so that one damaged label would turn all the others into negatives.
 
     Args:
         catalogue: `load_amazon_prepared(..., items="listed")`, whose items and categories the rows use.
@@ -125,9 +80,12 @@ def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Inter
         The rows' histories as `Interactions` (one "user" a row, named by the row's user), and the `Samples` over them.
 
     Raises:
-        ValueError: a malformed line, or an item that `catalogue` does not hold, with file and line.
+        TypeError: catalogue is no `Interactions`.
+        ValueError: a malformed line, or an item that `catalogue` does not hold, with file and line; or a catalogue
+            whose item names are not whole numbers in rising order.
     """
     path = Path(path)
+    item_names = _sorted_names(catalogue)
     data = text.read_bytes(path)
     raw = np.frombuffer(data, np.uint8)
     newlines = np.flatnonzero(raw == ord("\n"))
@@ -138,7 +96,7 @@ def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Inter
         raise ValueError(
             f"{path}: line {at + 1}: expected `user|history|item|item or label`, got {per_line[at] + 1} fields"
         )
-    values, offsets = text.parse_lines(path, data, ends=b"|\n")  # group g is field g % 4 of row g // 4
+    values, offsets, _ = text.parse_lines(path, data, ends=b"|\n")  # group g is field g % 4 of row g // 4
     width = np.diff(offsets).reshape(-1, 4)
     wrong = (width[:, [0, 2, 3]] != 1).any(1)
     if wrong.any():
@@ -147,13 +105,20 @@ def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Inter
             f"{path}: line {line}: user, item and last field must be one number each, got {width[line - 1]}"
         )
     begins = offsets[:-1].reshape(-1, 4)
-    labelled = bool((values[begins[:, 3]] <= 1).all())
+    is_label = values[begins[:, 3]] <= 1
+    labelled = bool(is_label.all())
+    if not labelled and 2 * is_label.sum() > len(is_label):
+        line = int(np.flatnonzero(~is_label)[0])
+        last, labels = values[begins[line, 3]], is_label.sum()
+        raise ValueError(
+            f"{path}: line {line + 1}: last field must be 0 or 1 as on {labels} of {len(is_label)} lines, got {last}"
+        )
     is_history = np.ones(len(values), bool)
     is_history[begins[:, [0, 2, 3]]] = False
     raw_candidates = values[begins[:, [2] if labelled else [2, 3]]]
 
     def dense(raw_items, row):
-        ids, known = text.dense_ids(raw_items, catalogue.item_names)
+        ids, known = text.dense_ids(raw_items, item_names)
         if not known.all():
             at = int(np.flatnonzero(~known)[0])
             raise ValueError(f"{path}: line {row(at) + 1}: item {raw_items[at]} is not in the catalogue")
@@ -172,6 +137,16 @@ def load_released_rows(path: str | Path, catalogue: Interactions) -> tuple[Inter
         catalogue, user_offsets=user_offsets, item_ids=history, user_names=values[begins[:, 0]], labels=None
     )
     return interactions, Samples(np.arange(rows), user_offsets[:-1], width[:, 1], candidates, labels)
+
+
+def _sorted_names(catalogue: Interactions) -> np.ndarray:
+    """The item names of `catalogue`, in which a binary search finds the raw items."""
+    arguments.is_a("catalogue", catalogue, Interactions)
+    names = np.asarray(catalogue.item_names)
+    if catalogue.item_names is None or names.dtype.kind not in "iu" or (np.diff(names) <= 0).any():
+        got = "none" if catalogue.item_names is None else np.array2string(names, threshold=4)
+        raise ValueError(f"catalogue must have item_names that are whole numbers in rising order, got {got}")
+    return names
 
 
 def find_sequences(path: Path) -> Path:
@@ -193,65 +168,3 @@ def _refuse_repeats(path: Path, ids: np.ndarray, what: str) -> None:
     if len(again):
         line = int(order[again + 1].min())
         raise ValueError(f"{path}: line {line + 1}: {what} {ids[line]} was given on an earlier line")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """`(number, line)`; a compressed file that ends early, or a last line that does not end, is refused."""
-    number, line = 0, "\n"
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                yield number, line
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: line {number + 1}: the file is truncated or damaged ({error})") from error
-    if number == 0:
-        raise ValueError(f"{path}: line 1: the file is empty")
-    if not line.endswith("\n"):
-        raise ValueError(f"{path}: line {number}: no newline at the end, the file looks truncated")
-
-
-def _malformed(path: Path, number: int, complaint: str) -> ValueError:
-    return ValueError(f"{path}: line {number}: {complaint}")
-
-
-def _record(path: Path, number: int, line: str) -> dict:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        try:
-            record = ast.literal_eval(line.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            record = None
-    if not isinstance(record, dict):
-        raise _malformed(path, number, f"expected one JSON object or Python dict, got {line.strip()[:60]!r}")
-    return record
-
-
-def _field(path: Path, number: int, record: dict, name: str, kind: type):
-    value = record.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise _malformed(path, number, f"{name} must be {kind.__name__}, got {value!r}")
-    return value
-
-
-def _read_categories(path: Path, wanted: set[str]) -> dict[str, str]:
-    """Item name -> category, for the `wanted` items: the other lines of a meta file, most of it, are only skimmed."""
-    category = {}
-    for number, line in _lines(path):
-        skimmed = _ASIN.search(line)
-        if skimmed and skimmed[1] not in wanted and line[0] == "{" and line.rstrip()[-1] == "}":
-            continue
-        record = _record(path, number, line)
-        name = _field(path, number, record, "asin", str)
-        if name not in wanted:
-            continue
-        paths = (
-            record.get("categories") or record.get("category") or [UNKNOWN_CATEGORY]
-        )  # "category": one flat path (2018)
-        last = paths[-1] if isinstance(paths, list) else paths
-        last = last[-1] if isinstance(last, list) and last else last
-        if not isinstance(last, str):
-            raise _malformed(path, number, f"categories must be lists of names, got {paths!r}")
-        category[name] = last
-    return category
