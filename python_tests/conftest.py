@@ -7,11 +7,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from support.precision import widest
 
-from din_kernels import backends
-from din_kernels.commands.check import DEVICE
+from din_kernels import backends, options
 
 # Every backend with kernels that this machine runs; each claim about a kernel is made of each of them.
-KERNELS = [name for name in DEVICE if backends.unavailable(name) is None]
+KERNELS = [name for name in options.BACKENDS if name != "reference" and backends.unavailable(name) is None]
 
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, max_examples=40, database=None,
@@ -29,7 +28,7 @@ def backend(request) -> str:
 @pytest.fixture
 def device(backend) -> str:
     """Device of the tensors that `backend` serves."""
-    return DEVICE[backend]
+    return backends.device_of(backend)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,20 +9,32 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import threading
 import warnings
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from din_kernels import config
+from din_kernels import config, options
+from din_kernels.options import OPS
 
-NAMES = ("cpu", "cuda", "triton", "reference")
-OPS = ("local_activation", "dice", "mba_penalty", "sparse_update")
-# CUDA C++ is never the automatic choice until its tests have passed on a GPU: use_backend("cuda") asks for it.
-_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
-_forced: ContextVar[tuple[str, tuple[str, ...]] | None] = ContextVar("din_kernels_backend", default=None)
+NAMES = tuple(options.BACKENDS)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """An open `use_backend` block."""
+
+    name: str | None  # None: no backend is forced
+    ops: tuple[str, ...]
+
+
+_own: ContextVar[_Block | None] = ContextVar("din_kernels_backend", default=None)  # innermost of this context
+_open: list[_Block] = []  # those of all threads, in the order in which they were opened
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,12 @@ class BackendError(RuntimeError):
 def use_backend(name: str, ops: tuple[str, ...] = OPS):
     """Within the block, serve `ops` by backend `name` ("cpu", "cuda", "triton" or "reference") or raise BackendError.
 
-    A function that torch.compile has traced keeps the backend that was in force then.
+    A thread follows the innermost block that it has opened itself. A thread other than the main one that has opened
+    none follows the block that was opened last in the process and is still open: so a block reaches the threads of
+    autograd, where activation checkpointing computes forwards again, those of DataParallel, and any that is started
+    inside it. What is computed again follows the blocks that are open then, so `backward()` of a checkpointed forward
+    belongs into the block; other backwards keep the backend of their forward. A function that torch.compile has traced
+    keeps the backend that was in force then.
 
     Raises:
         ValueError: unknown backend or op.
@@ -67,11 +84,24 @@ def use_backend(name: str, ops: tuple[str, ...] = OPS):
     for op in ops:
         if op not in OPS:
             raise ValueError(f"ops must be among {', '.join(map(repr, OPS))}, got {op!r}")
-    token = _forced.set((name, tuple(ops)))
+    block = _Block(name, tuple(ops))
+    token = _own.set(block)
+    with _opening:
+        _open.append(block)
     try:
         yield
     finally:
-        _forced.reset(token)
+        with _opening:
+            _open.remove(block)
+        _own.reset(token)
+
+
+def _block_in_force() -> _Block | None:
+    block = _own.get()
+    if block is None and threading.get_ident() != threading.main_thread().ident:
+        with _opening:
+            block = _open[-1] if _open else None
+    return block
 
 
 def _package(name: str):
@@ -92,6 +122,11 @@ def unavailable(name: str) -> str | None:
 def available() -> dict[str, str | None]:
     """For every backend: None where it runs on this machine, else the reason why it does not."""
     return {name: unavailable(name) for name in NAMES}
+
+
+def device_of(name: str) -> str:
+    """On which device the tensors of backend `name` lie here: the kernels of "cuda" may run on their emulation."""
+    return "cpu" if name == "cuda" and config.cuda_emulate() else options.BACKENDS[name]
 
 
 def remark(name: str) -> str | None:
@@ -129,17 +164,18 @@ def select(request: Request) -> str:
 
 
 @torch.compiler.assume_constant_result  # torch.compile traces no ContextVar and no import
-def _selected(op: str, device: str, dtype: torch.dtype, options: tuple[tuple[str, Any], ...]) -> str:
-    request = Request(op, device, dtype, dict(options))
-    forced, ops = _forced.get() or (config.forced_backend(), OPS)
-    if forced is not None and op in ops:
+def _selected(op: str, device: str, dtype: torch.dtype, asked: tuple[tuple[str, Any], ...]) -> str:
+    request = Request(op, device, dtype, dict(asked))
+    block = _block_in_force() or _Block(config.forced_backend(), OPS)
+    forced = block.name
+    if forced is not None and op in block.ops:
         if forced not in NAMES:
             raise ValueError(f"DIN_KERNELS_BACKEND must be one of {', '.join(map(repr, NAMES))}, got {forced!r}")
         reason = refuses(forced, request)
         if reason is not None:
             raise BackendError(f"backend {forced!r} cannot serve {op}: {reason}")
         return forced
-    for name in _PREFERENCE.get(device, ("reference",)):
+    for name in options.DEVICES.get(device, ("reference",)):
         if refuses(name, request) is None:
             return name
         if name == "cpu":
@@ -154,43 +190,61 @@ def _warn_unavailable(name: str) -> None:
         warnings.warn(f"the reference serves instead of backend {name!r}: {reason}", RuntimeWarning, stacklevel=5)
 
 
-def capabilities(device: str = "cpu") -> list[tuple[str, str, str, str]]:
-    """Rows (op, option, value, backend): which backend serves which option on this machine, other options default.
+# A call of the unit as most are: what `capabilities` changes one option of at a time.
+TYPICAL_OPTIONS: dict[str, Any] = {
+    "features": "concat",
+    "activation": "sigmoid",
+    "normalize": "none",
+    "dice_training": False,
+    "query_to_user": False,
+    "gather": False,
+    "stats": "valid",
+    "layout": "packed",
+    "query_widths": (64,),
+    "row_widths": (64,),
+    "hidden": (80, 40),
+    "backward": True,
+}
 
-    Where the forced backend refuses, its refusal stands for a name.
-    """
 
-    def serving(request: Request) -> str:
-        try:
-            return select(request)
-        except BackendError as refused:
-            return f"none: {refused}"
-
-    default = {"features": "concat", "activation": "sigmoid", "normalize": "none",
-               "dice_training": False, "query_to_user": False, "gather": False, "stats": "valid",
-               "layout": "packed", "query_widths": (64,), "row_widths": (64,), "hidden": (80, 40),
-               "backward": True}  # fmt: skip
-    known = {
-        "features": ("concat", "product", "outer"),
-        "activation": ("sigmoid", "relu", "prelu", "tanh", "identity", "dice"),
-        "normalize": ("none", "softmax"),
+def _option_values() -> Iterator[tuple[str, Any]]:
+    """Options of the unit whose values kernels may refuse one by one, and these values."""
+    values = {
+        "features": options.FEATURES,
+        "activation": options.ACTIVATIONS,
+        "normalize": options.NORMALIZATIONS,
         "dice_training": (True, "some"),
         "query_to_user": (True,),
         "gather": (True,),
         "stats": ("padded",),
-        "layout": ("packed", "padded", "masked"),
+        "layout": options.LAYOUTS,
     }
-    rows = []
-    for option, values in known.items():
-        for value in values:
-            options = (
-                default | {option: value} | ({"activation": "dice"} if option in ("dice_training", "stats") else {})
-            )
-            name = serving(Request("local_activation", device, torch.float32, options))
-            rows.append(("local_activation", option, str(value), name))
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        name = serving(Request("local_activation", device, dtype, default))
-        rows.append(("local_activation", "dtype", str(dtype).removeprefix("torch."), name))
-    for op in OPS[1:]:
-        rows.append((op, "", "", serving(Request(op, device, torch.float32))))
-    return rows
+    return ((option, value) for option, each in values.items() for value in each)
+
+
+def _requests(device: str) -> Iterator[tuple[str, str, Request]]:
+    """(option, value, request) of everything that `capabilities` asks for."""
+    for option, value in _option_values():
+        activation = {"activation": "dice"} if option in ("dice_training", "stats") else {}
+        asked = TYPICAL_OPTIONS | activation | {option: value}
+        yield option, str(value), Request("local_activation", device, torch.float32, asked)
+    for dtype in options.DTYPES:
+        yield "dtype", str(dtype).removeprefix("torch."), Request("local_activation", device, dtype, TYPICAL_OPTIONS)
+    for op in OPS:
+        if op != "local_activation":
+            yield "", "", Request(op, device, torch.float32)
+
+
+def _serving(request: Request) -> str:
+    try:
+        return select(request)
+    except BackendError as refused:
+        return f"none: {refused}"
+
+
+def capabilities(device: str = "cpu") -> list[tuple[str, str, str, str]]:
+    """Rows (op, option, value, backend): which backend serves which option on this machine, other options typical.
+
+    Where the forced backend refuses, its refusal stands for a name.
+    """
+    return [(request.op, option, value, _serving(request)) for option, value, request in _requests(device)]

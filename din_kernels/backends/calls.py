@@ -1,15 +1,34 @@
-"""What an op hands to a backend: one call per op, its fields those of the op's schema in order (`ops/schemas.py`).
+"""What an op hands to a backend.
 
-A backend's module of an op has `forward(call)`, which returns the op's results, and `backward(call, saved, grads)`,
-which takes what the forward saved and the gradients that came, and returns those of the call. Shapes are in the schemas;
-dimensions are named in docs/architecture.md.
+The module `backends/<name>/<op>.py` of a backend has
+
+    refuses(request)              None, or why the backend cannot serve a call
+    forward(call)                 the op's results, as `<Op>Result`
+    backward(call, saved, grads)  the gradients, as `<Op>Gradients`, or the tensor where there is but one;
+                                  `sparse_update` has no backward
+
+Fields stand in the order of the op's schema in `ops/schemas.py`, which also says what a backward takes: `<Op>Grads`,
+the same call as the forward's, and `<Op>Saved`, what the forward left for it. Dimensions are named in
+docs/architecture.md. Tensors of one call lie on one device, and nothing but their strides and values is unchecked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from din_kernels.options import ACTIVATIONS, RULES
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which kernels compute on rows of `dtype`: fp32 for bf16 and fp16."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+# --- local_activation -------------------------------------------------------------------------------------------------
 
 
 class LocalActivationCall(NamedTuple):
@@ -37,14 +56,57 @@ class LocalActivationCall(NamedTuple):
     normalize: str
     scale: float
 
+    @property
+    def device(self) -> torch.device:
+        """That of all tensors."""
+        return self.begin.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the rows."""
+        return self.query_tables[0].dtype
+
+    @property
+    def queries(self) -> int:
+        """Q."""
+        return (self.query_ids or self.query_tables)[0].shape[0]
+
+    @property
+    def rows(self) -> int:
+        """M."""
+        return (self.history_ids or self.history_tables)[0].shape[0]
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return sum(table.shape[1] for table in self.query_tables)
+
+    @property
+    def hidden(self) -> list[int]:
+        """Widths of the hidden layers."""
+        return [bias.shape[0] for bias in self.biases[:-1]]
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        """Names of the parameters of one hidden layer, in order."""
+        return ACTIVATIONS[self.activation].given(self.dice_training)
+
+    def params_of(self, layer: int) -> list[Tensor]:
+        """The parameters of a hidden layer, named by `param_names`."""
+        each = len(self.param_names)
+        return self.params[layer * each : (layer + 1) * each]
+
 
 class LocalActivationResult(NamedTuple):
     """Results of `local_activation`; all of them are saved for backward."""
 
     pooled: Tensor  # [Q, D], dtype of the query
-    logsumexp: Tensor  # [Q] float64 with softmax, else [0]
+    logsumexp: Tensor  # [Q] float64 with softmax, else [0]: scores of 10,000 leave fp32 no digit behind the point
     pair_weights: Tensor  # [total_pairs], fp32 at least; 0 where no pair lies
     statistics: Tensor  # [2, sum of hidden widths] with dice_training, else [2, 0]; fp32 at least
+
+
+LocalActivationSaved = LocalActivationResult
 
 
 class LocalActivationGrads(NamedTuple):
@@ -57,13 +119,16 @@ class LocalActivationGrads(NamedTuple):
 
 
 class LocalActivationGradients(NamedTuple):
-    """What a backward of `local_activation` returns, each list as long as that of the call."""
+    """What a backward of `local_activation` returns, each list as long as that of the call, of its tensors' dtypes."""
 
     query: list[Tensor]  # [Q, D_k] each, or [0] where not needed
     history: list[Tensor]  # [M, D_k] each, or [0] where not needed
     weights: list[Tensor]
     biases: list[Tensor]
     params: list[Tensor]
+
+
+# --- dice -------------------------------------------------------------------------------------------------------------
 
 
 class DiceCall(NamedTuple):
@@ -73,11 +138,16 @@ class DiceCall(NamedTuple):
     alpha: Tensor  # [C], fp32 at least, as the following
     weight: Tensor | None  # [C] of an affine batch norm
     bias: Tensor | None  # [C]
-    mean: Tensor | None  # [C], read in evaluation; in a backward the mean that the forward used
+    mean: Tensor | None  # [C], read in evaluation alone
     var: Tensor | None  # [C]
     mask: Tensor | None  # [N] bool
     training: bool
     eps: float
+
+    @property
+    def device(self) -> torch.device:
+        """That of all tensors."""
+        return self.x.device
 
 
 class DiceResult(NamedTuple):
@@ -85,8 +155,21 @@ class DiceResult(NamedTuple):
 
     y: Tensor  # [N, C]
     mean: Tensor  # [C], as used
-    var: Tensor  # [C]
+    var: Tensor  # [C], as used
     count: Tensor  # 0-D int64, valid rows
+
+
+class DiceSaved(NamedTuple):
+    """What a forward of `dice` leaves for its backward: the statistics of its result, not y."""
+
+    mean: Tensor  # [C], as used
+    var: Tensor  # [C], as used
+
+
+class DiceGrads(NamedTuple):
+    """What a backward of `dice` starts from."""
+
+    y: Tensor  # [N, C]
 
 
 class DiceGradients(NamedTuple):
@@ -96,6 +179,9 @@ class DiceGradients(NamedTuple):
     alpha: Tensor  # [C]
     weight: Tensor  # [C], or [0] where the call has none
     bias: Tensor  # [C], or [0]
+
+
+# --- mba_penalty ------------------------------------------------------------------------------------------------------
 
 
 class MbaPenaltyCall(NamedTuple):
@@ -108,17 +194,64 @@ class MbaPenaltyCall(NamedTuple):
     padding_idx: int  # -1: none
     sparse: bool
 
+    @property
+    def device(self) -> torch.device:
+        """That of all tensors."""
+        return self.weight.device
+
 
 class MbaPenaltyResult(NamedTuple):
     """Results of `mba_penalty`."""
 
-    penalty: Tensor  # 0-D
-    unique: Tensor  # [N] int64: the unique ids in ascending order, -1 behind them
+    penalty: Tensor  # 0-D, fp32 at least
+    unique: Tensor  # [N] int64: the unique ids but padding_idx in ascending order, -1 behind them
     unique_count: Tensor  # 0-D int64
 
 
+class MbaPenaltySaved(NamedTuple):
+    """What a forward of `mba_penalty` leaves for its backward."""
+
+    unique: Tensor  # [N] int64
+    unique_count: Tensor  # 0-D int64
+
+
+class MbaPenaltyGrads(NamedTuple):
+    """What a backward of `mba_penalty` starts from."""
+
+    penalty: Tensor  # 0-D
+    entries: int  # rows of a sparse gradient; those behind unique_count are zero
+
+
+# --- sparse_update ----------------------------------------------------------------------------------------------------
+
+
+class Hyper(NamedTuple):
+    """Numbers of one table's step; formulas in csrc/include/din_kernels/sparse_update.h."""
+
+    lr: float
+    step: float  # lr with the rule's own corrections, such as Adam's
+    beta1: float = 0.0
+    beta2: float = 0.0
+    eps: float = 0.0
+    coeff: float = 0.0
+    maximize: bool = False
+    decoupled: bool = False
+
+
+class Table(NamedTuple):
+    """One table's part of a step."""
+
+    weight: Tensor  # [V, D], updated in place
+    states: list[Tensor]  # as RULES says, updated in place; fp32 where weight is fp16 or bf16
+    ids: Tensor  # [N] int64 or int32, in any order, with duplicates
+    grads: Tensor  # [N, D], dtype of weight
+    hyper: Hyper
+    counts: Tensor | None = None  # [V], n_j; None: no regularization
+    padding_idx: int | None = None  # a row that is never touched; to a backend -1 says that there is none
+
+
 class SparseUpdateCall(NamedTuple):
-    """Inputs of `sparse_update`, one entry per table in each list."""
+    """Inputs of `sparse_update`, one entry per table in each list; `tables` has them table by table."""
 
     weights: list[Tensor]  # [V, D] each, updated in place
     states: list[Tensor]  # those of the rule, table by table; updated in place
@@ -126,8 +259,8 @@ class SparseUpdateCall(NamedTuple):
     grads: list[Tensor]  # [N, D] each
     counts: list[Tensor | None]  # [V] each; None: no regularization
     padding_idx: list[int]  # -1: none
-    lr: list[float]
-    step: list[float]  # lr with the rule's own corrections, such as Adam's
+    lr: list[float]  # this and the following are the fields of Hyper
+    step: list[float]
     beta1: list[float]
     beta2: list[float]
     eps: list[float]
@@ -135,3 +268,41 @@ class SparseUpdateCall(NamedTuple):
     maximize: list[bool]
     decoupled: list[bool]
     rule: str
+
+    @classmethod
+    def of(cls, tables: Sequence[Table], rule: str) -> SparseUpdateCall:
+        """The call that updates `tables`."""
+        numbers = {
+            name: [(bool if name in ("maximize", "decoupled") else float)(getattr(t.hyper, name)) for t in tables]
+            for name in Hyper._fields
+        }
+        return cls(
+            weights=[t.weight for t in tables],
+            states=[state for t in tables for state in t.states],
+            ids=[t.ids for t in tables],
+            grads=[t.grads for t in tables],
+            counts=[t.counts for t in tables],
+            padding_idx=[-1 if t.padding_idx is None else t.padding_idx for t in tables],
+            **numbers,
+            rule=rule,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """That of all tensors."""
+        return self.weights[0].device
+
+    def tables(self) -> Iterator[Table]:
+        """Each table's part."""
+        each = len(RULES[self.rule])
+        numbers = zip(*(getattr(self, name) for name in Hyper._fields), strict=True)
+        for at, hyper in enumerate(numbers):
+            yield Table(
+                weight=self.weights[at],
+                states=self.states[at * each : (at + 1) * each],
+                ids=self.ids[at],
+                grads=self.grads[at],
+                hyper=Hyper(*hyper),
+                counts=self.counts[at],
+                padding_idx=self.padding_idx[at],
+            )

@@ -17,12 +17,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
-from din_kernels import backends, config, verification, verification_ops
+from din_kernels import backends, options, verification, verification_ops
 from din_kernels.commands.console import wide_console
-from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
 from din_kernels.verification import ACTIVATION_CASES, LAYOUTS
 
-DEVICE = {"cpu": "cpu", "cuda": "cpu" if config.cuda_emulate() else "cuda", "triton": "cuda"}
+KERNELS = tuple(name for name in options.BACKENDS if name != "reference")
 
 
 class Row(NamedTuple):
@@ -44,15 +43,15 @@ class Row(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's options."""
-    parser.add_argument("--backend", choices=sorted(DEVICE), help="check this one alone (default: all that run)")
+    parser.add_argument("--backend", choices=KERNELS, help="check this one alone (default: all that run)")
     parser.add_argument("--quick", action="store_true", help="float32 and double, packed and query_to_user alone")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Prints a row per backend, dtype, feature set and activation; 1 when any is out of bound, or none was checked."""
     console = wide_console()
-    names = [options.backend] if options.backend else sorted(DEVICE)
+    names = [arguments.backend] if arguments.backend else KERNELS
     columns = (Column(name, no_wrap=True) for name in ("backend", "dtype", "features", "activation", "cases", ""))
     table = Table(*columns, Column("error / bound", no_wrap=True), title="local_activation", box=box.SIMPLE)
     rows, refused = [], Counter()
@@ -61,21 +60,19 @@ def run(options: argparse.Namespace) -> int:
         if reason is not None:
             console.print(f"{name}: not checked, {escape(reason)}", soft_wrap=True)
             continue
-        for row in check_backend(name, options.seed, options.quick):
+        for row in check_backend(name, arguments.seed, arguments.quick):
             rows.append(row)
             refused.update(row.refused)
             if row.cases:
                 verdict = "[green]ok[/green]" if row.passed else "[red]FAILED[/red]"
                 dtype = str(row.dtype).removeprefix("torch.")
-                table.add_row(
-                    name, dtype, row.features, row.activation, str(row.cases), verdict,
-                    f"{row.worst:.2f} at {escape(row.where)}",
-                )  # fmt: skip
+                where = f"{row.worst:.2f} at {escape(row.where)}"
+                table.add_row(name, dtype, row.features, row.activation, str(row.cases), verdict, where)
     if rows:
         console.print(table)
     for reason, count in refused.items():
         console.print(f"not served by a kernel, {count} cases: {escape(reason)}", soft_wrap=True)
-    others = [row for name in names if backends.unavailable(name) is None for row in check_ops(name, options.seed)]
+    others = [row for name in names if backends.unavailable(name) is None for row in check_ops(name, arguments.seed)]
     if others:
         console.print(_ops_table(others))
     failed = [row for row in (*rows, *others) if not row.passed]
@@ -86,10 +83,9 @@ def run(options: argparse.Namespace) -> int:
 
 def check_backend(name: str, seed: int = 0, quick: bool = False) -> Iterator[Row]:
     """A `Row` per dtype, feature set and activation; normalizations and layouts are its cases."""
-    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     layouts = ("packed", "query_to_user") if quick else LAYOUTS
-    for dtype in dtypes[:2] if quick else dtypes:
-        for features in FEATURES:
+    for dtype in options.DTYPES[:2] if quick else options.DTYPES:
+        for features in options.FEATURES:
             for activation in ACTIVATION_CASES:
                 yield _row(name, dtype, features, activation, layouts, seed)
 
@@ -115,7 +111,7 @@ def check_ops(name: str, seed: int = 0) -> Iterator[OpRow]:
         done, worst, where = 0, 0.0, ""
         for dtype in verification.FLOOR:
             try:
-                found = list(verification_ops.op_deviations(case, name, dtype, DEVICE[name]))
+                found = list(verification_ops.op_deviations(case, name, dtype, backends.device_of(name)))
             except backends.BackendError:
                 continue
             done += 1
@@ -138,11 +134,11 @@ def _ops_table(rows: list[OpRow]) -> Table:
 
 def _row(name: str, dtype: torch.dtype, features: str, activation: str, layouts: tuple[str, ...], seed: int) -> Row:
     done, refused, worst, where = 0, [], 0.0, ""
-    for normalize in NORMALIZATIONS:
+    for normalize in options.NORMALIZATIONS:
         for layout in layouts:
             case = verification.make_case(features, activation, normalize, layout, seed=seed)
             try:
-                found = list(verification.deviations(case, name, dtype, DEVICE[name]))
+                found = list(verification.deviations(case, name, dtype, backends.device_of(name)))
             except backends.BackendError as error:
                 refused.append(str(error))
                 continue

@@ -5,61 +5,60 @@ from __future__ import annotations
 import torch
 
 from din_kernels import backends, checks
+from din_kernels.backends.calls import (
+    DiceCall,
+    DiceGradients,
+    DiceGrads,
+    DiceResult,
+    DiceSaved,
+    arithmetic_dtype,
+)
 from din_kernels.backends.reference.dice import dice as _reference
-from din_kernels.ops.schemas import library
+from din_kernels.ops.registration import keep, kept, register, register_backward
 
-# --- implementation, fake and autograd of the registered ops ---------------------------------------------------------
-
-
-def _forward(*arguments):
-    *arguments, backend = arguments
-    return backends.module(backend, "dice").forward(*arguments)
+# --- fake and autograd of the registered ops --------------------------------------------------------------------------
 
 
-def _backward(*arguments):
-    *arguments, backend = arguments
-    return backends.module(backend, "dice").backward(*arguments)
+def _nothing_to_check(call: DiceCall) -> None:
+    """No value of a call leads out of bounds."""
 
 
-def _forward_fake(x, alpha, weight, bias, mean, var, mask, training, eps, backend):
-    count = torch.empty((), dtype=torch.int64, device=x.device)
-    return x.new_empty(x.shape), alpha.new_empty(alpha.shape), alpha.new_empty(alpha.shape), count
-
-
-def _backward_fake(grad_y, x, alpha, weight, bias, mean, var, mask, training, eps, backend):
-    affine = (alpha.new_empty(0 if given is None else given.shape) for given in (weight, bias))
-    return x.new_empty(x.shape), alpha.new_empty(alpha.shape), *affine
-
-
-def _setup_context(ctx, inputs, output):
-    x, alpha, weight, bias, _, _, mask, *ctx.options = inputs
-    _, mean, var, _ = output
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(x, alpha, weight, bias, mean, var, mask)
-
-
-def _autograd(ctx, grad_y, *_):
-    x, alpha, weight, bias, mean, var, mask = ctx.saved_tensors
-    grads = torch.ops.din_kernels.dice_backward(
-        grad_y, x, alpha, weight, bias, mean, var, mask, *ctx.options
-    )  # fmt: skip
-    affine = (None if given is None else grad for given, grad in zip((weight, bias), grads[2:], strict=True))
-    return (*grads[:2], *affine, *(None,) * 6)
-
-
-def _no_double_backward(ctx, *grads):
-    raise NotImplementedError(
-        "dice has no double backward: its gradients cannot be differentiated again; "
-        "use din_kernels.use_backend('reference') for that"
+def _fake(call: DiceCall) -> DiceResult:
+    return DiceResult(
+        y=call.x.new_empty(call.x.shape),
+        mean=call.alpha.new_empty(call.alpha.shape),
+        var=call.alpha.new_empty(call.alpha.shape),
+        count=torch.empty((), dtype=torch.int64, device=call.x.device),
     )
 
 
-library.impl("dice", _forward, "CompositeExplicitAutograd")
-library.impl("dice_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("din_kernels::dice", _forward_fake, lib=library)
-torch.library.register_fake("din_kernels::dice_backward", _backward_fake, lib=library)
-torch.library.register_autograd("din_kernels::dice", _autograd, setup_context=_setup_context, lib=library)
-torch.library.register_autograd("din_kernels::dice_backward", _no_double_backward, lib=library)
+def _backward_fake(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGradients:
+    x, alpha = call.x.new_empty(call.x.shape), call.alpha.new_empty(call.alpha.shape)
+    affine = (call.alpha.new_empty(0 if given is None else given.shape) for given in (call.weight, call.bias))
+    return DiceGradients(x, alpha, *affine)
+
+
+def _setup_context(ctx, inputs, output):
+    call, ctx.backend = DiceCall(*inputs[:-1]), inputs[-1]
+    result = DiceResult(*output)
+    ctx.mark_non_differentiable(*result[1:])
+    keep(ctx, call, DiceSaved(result.mean, result.var))
+
+
+def _autograd(ctx, grad_y, *_):
+    call, saved = kept(ctx)
+    grads = DiceGradients(*torch.ops.din_kernels.dice_backward(*DiceGrads(grad_y), *call, *saved, ctx.backend))
+    inputs = DiceCall(*[None] * len(call))._replace(
+        x=grads.x,
+        alpha=grads.alpha,
+        weight=None if call.weight is None else grads.weight,
+        bias=None if call.bias is None else grads.bias,
+    )
+    return *inputs, None
+
+
+register("dice", DiceCall, _nothing_to_check, _fake)
+register_backward("dice", DiceCall, DiceSaved, DiceGrads, _backward_fake, _setup_context, _autograd)
 
 
 # --- checks and public function ---------------------------------------------------------------------------------------
@@ -77,7 +76,7 @@ def _check(x, alpha, mean, var, weight, bias, training, mask) -> None:
     for name, value in given.items():
         if value is None and name in ("weight", "bias"):
             continue
-        checks.is_tensor(name, value, 1, f"[{channels}]")
+        checks.is_tensor(name, value, 1, "[C]")
         one_for_all = name == "alpha" and value.shape[0] == 1
         if value.shape[0] != channels and not one_for_all:
             raise ValueError(f"{name} must have shape [{channels}], got {list(value.shape)}")
@@ -128,19 +127,26 @@ def dice(
     """
     _check(x, alpha, mean, var, weight, bias, training, mask)
     backend = backends.select(backends.Request("dice", x.device.type, x.dtype))
-    if backend == "reference":
-        running = (None, None) if training else (mean.detach(), var.detach())
-        return _reference(x, alpha, *running, training, eps, mask, weight, bias)
     # Every operation on x, alpha or y that changes nothing would still cost a node of the graph, 5 us both ways.
-    channels, wide = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
-    rows = x if x.dim() == 2 else x.reshape(-1, channels)
+    channels, wide = x.shape[-1], arithmetic_dtype(x.dtype)
     alpha = alpha.to(wide)
-    alpha = alpha if alpha.shape[0] == channels else alpha.expand(channels)
-    mask = None if mask is None else mask.reshape(-1)
-    if not training:
-        mean, var = mean.detach().to(wide), var.detach().to(wide)
-    weight, bias = (None if given is None else given.to(wide) for given in (weight, bias))
-    y, mean, var, count = torch.ops.din_kernels.dice(
-        rows, alpha, weight, bias, mean, var, mask, training, float(eps), backend
+    call = DiceCall(
+        x=x if x.dim() == 2 else x.reshape(-1, channels),
+        alpha=alpha if alpha.shape[0] == channels else alpha.expand(channels),
+        weight=None if weight is None else weight.to(wide),
+        bias=None if bias is None else bias.to(wide),
+        mean=None if training or mean is None else mean.detach().to(wide),
+        var=None if training or var is None else var.detach().to(wide),
+        mask=None if mask is None else mask.reshape(-1),
+        training=training,
+        eps=float(eps),
     )
-    return y if x.dim() == 2 else y.view(x.shape), mean, var, count
+    if backend == "reference":
+        result = DiceResult(
+            *_reference(
+                call.x, call.alpha, call.mean, call.var, call.training, call.eps, call.mask, call.weight, call.bias
+            )
+        )
+    else:
+        result = DiceResult(*torch.ops.din_kernels.dice(*call, backend))
+    return result._replace(y=result.y if x.dim() == 2 else result.y.view(x.shape))

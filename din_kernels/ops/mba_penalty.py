@@ -7,65 +7,67 @@ from collections.abc import Sequence
 import torch
 
 from din_kernels import backends, checks
+from din_kernels.backends.calls import (
+    MbaPenaltyCall,
+    MbaPenaltyGrads,
+    MbaPenaltyResult,
+    MbaPenaltySaved,
+    arithmetic_dtype,
+)
 from din_kernels.backends.reference.mba_penalty import mba_penalty as _reference
 from din_kernels.jagged import Jagged
-from din_kernels.ops.schemas import library
+from din_kernels.ops.registration import keep, kept, register, register_backward
 
-# --- implementation, fake and autograd of the registered ops ---------------------------------------------------------
-
-
-def _forward(weight, ids, counts, coeff, padding_idx, sparse, backend):
-    checks.ids_within("ids", ids, weight.shape[0], "rows of weight")
-    return backends.module(backend, "mba_penalty").forward(weight, ids, counts, coeff, padding_idx)
+# --- checks, fake and autograd of the registered ops ------------------------------------------------------------------
 
 
-def _backward(*arguments):
-    *arguments, backend = arguments
-    return backends.module(backend, "mba_penalty").backward(*arguments)
+def _check_values(call: MbaPenaltyCall) -> None:
+    checks.ids_within("ids", call.ids, call.weight.shape[0], "rows of weight")
 
 
-def _forward_fake(weight, ids, counts, coeff, padding_idx, sparse, backend):
-    penalty = weight.new_empty((), dtype=torch.promote_types(weight.dtype, torch.float32))
-    return penalty, ids.new_empty(ids.shape[0], dtype=torch.int64), ids.new_empty((), dtype=torch.int64)
+def _fake(call: MbaPenaltyCall) -> MbaPenaltyResult:
+    return MbaPenaltyResult(
+        penalty=call.weight.new_empty((), dtype=arithmetic_dtype(call.weight.dtype)),
+        unique=call.ids.new_empty(call.ids.shape[0], dtype=torch.int64),
+        unique_count=call.ids.new_empty((), dtype=torch.int64),
+    )
 
 
-def _backward_fake(grad, weight, unique, unique_count, counts, coeff, entries, sparse, backend):
-    return weight.new_empty((entries, weight.shape[1]) if sparse else weight.shape)
+def _backward_fake(call: MbaPenaltyCall, saved: MbaPenaltySaved, grads: MbaPenaltyGrads) -> torch.Tensor:
+    return call.weight.new_empty((grads.entries, call.weight.shape[1]) if call.sparse else call.weight.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    weight, _, counts, ctx.coeff, _, ctx.sparse, ctx.backend = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(weight, counts, *output[1:])
+    call, ctx.backend = MbaPenaltyCall(*inputs[:-1]), inputs[-1]
+    result = MbaPenaltyResult(*output)
+    ctx.mark_non_differentiable(result.unique, result.unique_count)
+    keep(ctx, call, MbaPenaltySaved(result.unique, result.unique_count))
 
 
 def _autograd(ctx, grad, _unique, _unique_count):
-    weight, counts, unique, unique_count = ctx.saved_tensors
+    call, saved = kept(ctx)
     # Where the number of unique ids is at hand, the gradient has no more rows; else those behind it are zero.
-    counted = ctx.sparse and checks.values_readable(unique_count)
-    entries = int(unique_count) if counted else unique.shape[0]
-    rows = torch.ops.din_kernels.mba_penalty_backward(
-        grad, weight, unique, unique_count, counts, ctx.coeff, entries, ctx.sparse, ctx.backend
-    )
-    if ctx.sparse:
-        indices = unique[:entries].clamp(min=0).unsqueeze(0)
-        rows = torch.sparse_coo_tensor(indices, rows, weight.shape, check_invariants=False, is_coalesced=counted)
-    return (rows, *(None,) * 6)
+    counted = call.sparse and checks.values_readable(saved.unique_count)
+    entries = int(saved.unique_count) if counted else saved.unique.shape[0]
+    towards = MbaPenaltyGrads(grad, entries)
+    rows = torch.ops.din_kernels.mba_penalty_backward(*towards, *call, *saved, ctx.backend)
+    if call.sparse:
+        indices = saved.unique[:entries].clamp(min=0).unsqueeze(0)
+        shape = call.weight.shape
+        rows = torch.sparse_coo_tensor(indices, rows, shape, check_invariants=False, is_coalesced=counted)
+    return *MbaPenaltyCall(*[None] * len(call))._replace(weight=rows), None
 
 
-def _no_double_backward(ctx, *grads):
-    raise NotImplementedError(
-        "mba_penalty has no double backward: its gradient cannot be differentiated again; "
-        "use din_kernels.use_backend('reference') for that"
-    )
-
-
-library.impl("mba_penalty", _forward, "CompositeExplicitAutograd")
-library.impl("mba_penalty_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("din_kernels::mba_penalty", _forward_fake, lib=library)
-torch.library.register_fake("din_kernels::mba_penalty_backward", _backward_fake, lib=library)
-torch.library.register_autograd("din_kernels::mba_penalty", _autograd, setup_context=_setup_context, lib=library)
-torch.library.register_autograd("din_kernels::mba_penalty_backward", _no_double_backward, lib=library)
+register("mba_penalty", MbaPenaltyCall, _check_values, _fake)
+register_backward(
+    "mba_penalty",
+    MbaPenaltyCall,
+    MbaPenaltySaved,
+    MbaPenaltyGrads,
+    _backward_fake,
+    _setup_context,
+    _autograd,
+)
 
 
 # --- public function --------------------------------------------------------------------------------------------------
@@ -86,11 +88,18 @@ def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
     ids = ids.reshape(-1)
     options = {"rows": backends.extent(weight.shape[0]), "entries": backends.extent(ids.shape[0])}
     backend = backends.select(backends.Request("mba_penalty", weight.device.type, weight.dtype, options))
+    call = MbaPenaltyCall(
+        weight=weight,
+        ids=ids,
+        counts=counts,
+        coeff=float(coeff),
+        padding_idx=-1 if padding_idx is None else padding_idx,
+        sparse=sparse,
+    )
     if backend == "reference":
-        checks.ids_within("ids", ids, weight.shape[0], "rows of weight")
+        _check_values(call)
         return _reference(weight, ids, counts, coeff, padding_idx, sparse)
-    padding_idx = -1 if padding_idx is None else padding_idx
-    return torch.ops.din_kernels.mba_penalty(weight, ids, counts, float(coeff), padding_idx, sparse, backend)[0]
+    return torch.ops.din_kernels.mba_penalty(*call, backend)[0]
 
 
 def mba_penalty(

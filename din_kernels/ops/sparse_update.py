@@ -2,66 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from din_kernels import backends, checks
+from din_kernels.backends.calls import Hyper, SparseUpdateCall, Table, arithmetic_dtype
 from din_kernels.backends.reference.sparse_update import sparse_update as _reference
-from din_kernels.ops.schemas import library
+from din_kernels.ops.registration import register
+from din_kernels.options import RULES
 
-# States of every rule, as shapes: "VD" is [V, D], "V" is [V].
-RULES = {
-    "sgd": (), "momentum": ("VD",), "nesterov": ("VD",), "adagrad": ("VD",), "rowwise_adagrad": ("V",),
-    "adam": ("VD", "VD"),
-}  # fmt: skip
+__all__ = ["RULES", "Hyper", "Table", "sparse_update"]
 
 
-class Hyper(NamedTuple):
-    """Numbers of one table's step; formulas in csrc/include/din_kernels/sparse_update.h."""
-
-    lr: float
-    step: float  # lr with the rule's own corrections, such as Adam's
-    beta1: float = 0.0
-    beta2: float = 0.0
-    eps: float = 0.0
-    coeff: float = 0.0
-    maximize: bool = False
-    decoupled: bool = False
+def _check_values(call: SparseUpdateCall) -> None:
+    for at, (ids, weight) in enumerate(zip(call.ids, call.weights, strict=True)):
+        checks.ids_within(f"ids of table {at}", ids, weight.shape[0])
 
 
-class Table(NamedTuple):
-    """One table's part of a step."""
-
-    weight: torch.Tensor  # [V, D], updated in place
-    states: list[torch.Tensor]  # as RULES says, updated in place; fp32 where weight is fp16 or bf16
-    ids: torch.Tensor  # [N] int64 or int32, in any order, with duplicates
-    grads: torch.Tensor  # [N, D], dtype of weight
-    hyper: Hyper
-    counts: torch.Tensor | None = None  # [V], n_j; None: no regularization
-    padding_idx: int | None = None  # a row that is never touched
-
-
-# --- implementation and fake of the registered op ---------------------------------------------------------------------
-
-
-def _update(weights, states, ids, grads, counts, padding_idx, hyper, rule, backend):
-    for table, (each, weight) in enumerate(zip(ids, weights, strict=True)):
-        checks.ids_within(f"ids of table {table}", each, weight.shape[0])
-    kernels, per_table, fields = backends.module(backend, "sparse_update"), len(RULES[rule]), len(Hyper._fields)
-    for table, weight in enumerate(weights):
-        kernels.sparse_update(
-            rule, weight, states[table * per_table : (table + 1) * per_table], ids[table], grads[table], counts[table],
-            padding_idx[table], Hyper(*hyper[table * fields : (table + 1) * fields]),
-        )  # fmt: skip
-
-
-def _update_fake(weights, states, ids, grads, counts, padding_idx, hyper, rule, backend):
+def _fake(call: SparseUpdateCall) -> None:
     return None
 
 
-library.impl("sparse_update", _update, "CompositeExplicitAutograd")
-torch.library.register_fake("din_kernels::sparse_update", _update_fake, lib=library)
+register("sparse_update", SparseUpdateCall, _check_values, _fake)
 
 
 # --- checks and public function ---------------------------------------------------------------------------------------
@@ -81,20 +42,25 @@ def _check_table(at: int, table: Table, rule: str) -> None:
         raise ValueError(f"states of table {at} must be {len(RULES[rule])} for rule={rule!r}, got {len(table.states)}")
     for state, shape in zip(table.states, RULES[rule], strict=True):
         checks.has_shape(f"states of table {at}", state, (rows, dim) if shape == "VD" else (rows,))
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        wide = arithmetic_dtype(weight.dtype)
         if state.dtype != wide:
             raise TypeError(f"states of table {at} must have dtype {wide} (weight: {weight.dtype}), got {state.dtype}")
     if table.counts is not None:
         checks.is_tensor(f"counts of table {at}", table.counts, 1, "[V]")
         checks.has_shape(f"counts of table {at}", table.counts, (rows,), " (one per row of weight)")
-    for name, tensor in (
-        ("ids", ids),
-        ("grads", grads),
-        ("counts", table.counts),
-        *(("states", s) for s in table.states),
-    ):
+    others = [("ids", ids), ("grads", grads), ("counts", table.counts)]
+    for name, tensor in (*others, *(("states", state) for state in table.states)):
         if tensor is not None:
             checks.same_device(f"{name} of table {at}", tensor, "weight", weight)
+
+
+def _request(table: Table) -> backends.Request:
+    asked = {
+        "rows": backends.extent(table.weight.shape[0]),
+        "entries": backends.extent(table.ids.shape[0]),
+        "contiguous": all(tensor.is_contiguous() for tensor in (table.weight, *table.states)),
+    }
+    return backends.Request("sparse_update", table.weight.device.type, table.weight.dtype, asked)
 
 
 @torch.no_grad()
@@ -122,22 +88,14 @@ def sparse_update(tables: list[Table], rule: str) -> None:
     served: dict[str, list[Table]] = {}
     for at, table in enumerate(tables):
         _check_table(at, table, rule)
-        request = backends.Request("sparse_update", table.weight.device.type, table.weight.dtype, {
-            "rows": backends.extent(table.weight.shape[0]), "entries": backends.extent(table.ids.shape[0]),
-            "contiguous": all(tensor.is_contiguous() for tensor in (table.weight, *table.states)),
-        })  # fmt: skip
-        served.setdefault(backends.select(request), []).append(table)
-    for at, table in enumerate(tables if "reference" in served or len(served) > 1 else ()):
-        checks.ids_within(f"ids of table {at}", table.ids, table.weight.shape[0])
-    for backend, group in served.items():
+        served.setdefault(backends.select(_request(table)), []).append(table)
+    calls = {backend: SparseUpdateCall.of(group, rule) for backend, group in served.items()}
+    if "reference" in calls or len(calls) > 1:  # one call checks its ids before it writes, several need this
+        _check_values(SparseUpdateCall.of(tables, rule))
+    for backend, call in calls.items():
         if backend == "reference":
-            for t in group:
+            for t in call.tables():
                 _reference(rule, t.weight, t.states, t.ids, t.grads, t.counts, t.padding_idx, t.hyper)
         else:
-            torch.ops.din_kernels.sparse_update(
-                [t.weight for t in group], [state for t in group for state in t.states], [t.ids for t in group],
-                [t.grads for t in group], [t.counts for t in group],
-                [-1 if t.padding_idx is None else t.padding_idx for t in group],
-                [float(number) for t in group for number in t.hyper], rule, backend,
-            )  # fmt: skip
+            torch.ops.din_kernels.sparse_update(*call, backend)
     torch.autograd.graph.increment_version([tensor for t in tables for tensor in (t.weight, *t.states)])

@@ -8,7 +8,6 @@ import os
 import pkgutil
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -91,14 +90,6 @@ def test_ops_that_a_block_does_not_name_are_chosen_as_without_it(served):
     assert [name for _, name in served] == ["cpu"]
 
 
-def test_a_block_forces_its_own_thread_alone(served):
-    with dk.use_backend("reference"):
-        other = threading.Thread(target=example)
-        other.start()
-        other.join()
-    assert [name for _, name in served] == ["cpu"]
-
-
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
@@ -111,11 +102,8 @@ def test_a_block_forces_its_own_thread_alone(served):
 def test_a_forced_backend_that_cannot_serve_says_why_and_never_falls_back(name, options, reason):
     if name in ("cuda", "triton") and backends.unavailable(name) is None:
         pytest.skip(f"{name} serves here")
-    default = {"features": "concat", "activation": "sigmoid", "normalize": "none",
-               "dice_training": False, "query_to_user": False, "gather": False, "stats": "valid",
-               "layout": "packed", "query_widths": (8,), "row_widths": (8,), "hidden": (4,),
-               "backward": True}  # fmt: skip
-    request = Request("local_activation", **({"device": "cpu", "dtype": torch.float32, "options": default} | options))
+    given = {"device": "cpu", "dtype": torch.float32, "options": backends.TYPICAL_OPTIONS} | options
+    request = Request("local_activation", **given)
     with (
         dk.use_backend(name),
         pytest.raises(BackendError, match=f"backend '{name}' cannot serve local_activation: .*{reason}"),

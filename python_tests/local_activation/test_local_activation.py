@@ -536,6 +536,7 @@ def sums() -> list[str]:
 def test_buffers_of_the_core_are_written_before_they_are_read():
     # Memory comes as 0xFE, -1.7e38 as float32; buffers above the threshold would come from the system as zeros.
     filled = {"MALLOC_PERTURB_": "1", "MALLOC_MMAP_THRESHOLD_": "33554432"}
+    filled["PYTHONPATH"] = str(Path(__file__).parents[1])  # of `support`
     script = f"""
 import torch
 from test_local_activation import sums

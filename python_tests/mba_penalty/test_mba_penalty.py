@@ -7,6 +7,7 @@ import torch
 
 import din_kernels as dk
 from din_kernels import mba_penalty
+from din_kernels.backends.calls import MbaPenaltyCall, MbaPenaltyGrads, MbaPenaltySaved
 from din_kernels.verification import FLOOR
 
 BACKENDS = ("cpu", "reference")
@@ -153,7 +154,8 @@ def test_op_passes_opcheck(sparse):
     operator = torch.ops.din_kernels.mba_penalty.default
     torch.library.opcheck(operator, (weight, ids, counts, 0.5, -1, sparse, "cpu"), test_utils=tests)
     _, unique, count = operator(weight, ids, counts, 0.5, -1, sparse, "cpu")
-    arguments = (torch.tensor(1.0), weight.detach(), unique, count, counts, 0.5, 12, sparse, "cpu")
+    call = MbaPenaltyCall(weight.detach(), ids, counts, 0.5, -1, sparse)
+    arguments = (*MbaPenaltyGrads(torch.tensor(1.0), 12), *call, *MbaPenaltySaved(unique, count), "cpu")
     torch.library.opcheck(torch.ops.din_kernels.mba_penalty_backward.default, arguments)
 
 

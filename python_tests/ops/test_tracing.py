@@ -115,7 +115,7 @@ class Marked(torch.Tensor):
 def test_ids_of_any_tensor_class_are_checked_before_they_are_followed(backend, device):
     ids = torch.tensor([1, 2, 10**9]).as_subclass(Marked)
     history = dk.Gather(ids, torch.randn(5, 8), torch.tensor([0, 3]))
-    with dk.use_backend(backend), pytest.raises(IndexError, match=r"row_ids\[0\] must lie in 0\.\.4"):
+    with dk.use_backend(backend), pytest.raises(IndexError, match=r"history_ids\[0\] must lie in 0\.\.4"):
         dk.nn.LocalActivationUnit(8, (4,))(torch.randn(1, 8), history)
 
 

@@ -13,6 +13,7 @@ import torch
 
 import din_kernels as dk
 from din_kernels import _cpu
+from din_kernels.backends.calls import SparseUpdateCall
 from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
 from din_kernels.verification import FLOOR
 
@@ -236,9 +237,19 @@ def test_unknown_rule_is_named():
 @pytest.mark.parametrize("rule", ["sgd", "adam"])
 def test_op_passes_opcheck(rule):
     table = make(rule, torch.float32)
-    arguments = ([table.weight], table.states, [table.ids], [table.grads], [table.counts], [-1],
-                 [float(number) for number in HYPER], rule, "cpu")  # fmt: skip
+    arguments = (*SparseUpdateCall.of([table], rule), "cpu")
     torch.library.opcheck(torch.ops.din_kernels.sparse_update.default, arguments)
+
+
+def test_a_call_gives_back_the_tables_that_it_was_made_of():
+    tables = [make("adam", torch.float32, seed=seed, hyper=HYPER._replace(step=0.5 + seed)) for seed in range(3)]
+    tables[1] = tables[1]._replace(counts=None, padding_idx=2)
+    call = SparseUpdateCall.of(tables, "adam")
+    for found, given in zip(call.tables(), tables, strict=True):
+        assert found.weight is given.weight and found.ids is given.ids and found.counts is given.counts
+        assert [id(state) for state in found.states] == [id(state) for state in given.states]
+        assert found.hyper == given.hyper
+        assert found.padding_idx == (-1 if given.padding_idx is None else given.padding_idx)
 
 
 def test_autograd_notices_that_the_weight_changed():

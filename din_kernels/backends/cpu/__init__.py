@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 
-import torch  # noqa: F401  before _cpu, so that both use one OpenMP pool
+import torch  # before _cpu, so that both use one OpenMP pool
+
+from din_kernels.backends import Request
+from din_kernels.options import DTYPES
 
 
 @functools.cache
@@ -20,3 +23,22 @@ def unavailable() -> str | None:
         return f"the compiled core din_kernels._cpu does not load: {error}"
     _cpu.isa()
     return None
+
+
+def refuses_tensors(request: Request) -> str | None:
+    """Why these kernels cannot take tensors of the request's device and dtype, or None."""
+    if request.device != "cpu":
+        return f"its tensors must be on the CPU, got {request.device}"
+    if request.dtype not in DTYPES:
+        return f"dtype must be one of {', '.join(map(name_of, DTYPES))}, got {request.dtype}"
+    return None
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """What the compiled core calls a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
+def pointer(tensor: torch.Tensor | None) -> int:
+    """Address of a tensor's elements; 0 stands for one that is left out."""
+    return 0 if tensor is None else tensor.data_ptr()

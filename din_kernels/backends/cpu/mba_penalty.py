@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 
 from din_kernels.backends import Request
-from din_kernels.backends.cpu.sparse_update import counts_array, name_of
+from din_kernels.backends.calls import (
+    MbaPenaltyCall,
+    MbaPenaltyGrads,
+    MbaPenaltyResult,
+    MbaPenaltySaved,
+    arithmetic_dtype,
+)
+from din_kernels.backends.cpu import name_of
+from din_kernels.backends.cpu.sparse_update import counts_array
 from din_kernels.backends.cpu.sparse_update import refuses as _refuses
 
 
@@ -14,35 +22,57 @@ def refuses(request: Request) -> str | None:
     return _refuses(request)
 
 
-def forward(weight, ids, counts, coeff, padding_idx):
-    """Kernel call of the op's forward: penalty [], unique [N], unique_count []."""
+def forward(call: MbaPenaltyCall) -> MbaPenaltyResult:
+    """Kernel call of the op's forward."""
     from din_kernels import _cpu
 
-    weight, ids = weight.contiguous(), ids.contiguous()
-    _alive, counts_address, counts_type = counts_array(counts)
+    weight, ids = call.weight.contiguous(), call.ids.contiguous()
+    _alive, *counts = counts_array(call.counts)
     unique = torch.empty(ids.numel(), dtype=torch.int64)
     penalty = _cpu.mba_penalty_forward(
-        name_of(weight.dtype), *weight.shape, ids.numel(), weight.data_ptr(), ids.data_ptr(),
-        name_of(ids.dtype), int(ids.max()) if ids.numel() else 0, counts_address, counts_type, coeff, padding_idx,
-        unique.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return torch.tensor(penalty, dtype=wide), unique, (unique >= 0).sum()
+        name_of(weight.dtype),
+        *weight.shape,
+        ids.numel(),
+        weight.data_ptr(),
+        ids.data_ptr(),
+        name_of(ids.dtype),
+        int(ids.max()) if ids.numel() else 0,
+        *counts,
+        call.coeff,
+        call.padding_idx,
+        unique.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return MbaPenaltyResult(
+        penalty=torch.tensor(penalty, dtype=arithmetic_dtype(weight.dtype)),
+        unique=unique,
+        unique_count=(unique >= 0).sum(),
+    )
 
 
-def backward(grad, weight, unique, unique_count, counts, coeff, entries, sparse):
+def backward(call: MbaPenaltyCall, saved: MbaPenaltySaved, grads: MbaPenaltyGrads) -> torch.Tensor:
     """Kernel call of the op's backward: gradients of rows unique[:entries], or of all of weight."""
     from din_kernels import _cpu
 
-    weight, unique, count = weight.contiguous(), unique.contiguous(), int(unique_count)
-    _alive, counts_address, counts_type = counts_array(counts)
-    if sparse:
-        out = weight.new_empty(entries, weight.shape[1])
-        out[count:] = 0
+    weight, unique, count = call.weight.contiguous(), saved.unique.contiguous(), int(saved.unique_count)
+    _alive, *counts = counts_array(call.counts)
+    if call.sparse:
+        found = weight.new_empty(grads.entries, weight.shape[1])
+        found[count:] = 0
     else:
-        out = torch.zeros_like(weight)
+        found = torch.zeros_like(weight)
     _cpu.mba_penalty_backward(
-        name_of(weight.dtype), *weight.shape, unique.numel(), weight.data_ptr(), unique.data_ptr(), count,
-        counts_address, counts_type, coeff, float(grad), not sparse, out.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    return out
+        name_of(weight.dtype),
+        *weight.shape,
+        unique.numel(),
+        weight.data_ptr(),
+        unique.data_ptr(),
+        count,
+        *counts,
+        call.coeff,
+        float(grads.penalty),
+        not call.sparse,
+        found.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return found

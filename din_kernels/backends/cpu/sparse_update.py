@@ -5,23 +5,17 @@ from __future__ import annotations
 import torch
 
 from din_kernels.backends import Request
+from din_kernels.backends.calls import SparseUpdateCall, Table
+from din_kernels.backends.cpu import name_of, pointer, refuses_tensors
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 COUNT_TYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """What the core calls a dtype."""
-    return str(dtype).removeprefix("torch.")
 
 
 def refuses(request: Request) -> str | None:
     """Why these kernels cannot serve the request, or None."""
-    options = request.options
-    if request.device != "cpu":
-        return f"its tensors must be on the CPU, got {request.device}"
-    if request.dtype not in DTYPES:
-        return f"dtype must be float32, float64, bfloat16 or float16, got {request.dtype}"
+    reason, options = refuses_tensors(request), request.options
+    if reason is not None:
+        return reason
     if not options.get("contiguous", True):
         return "weight and states must be contiguous"
     for name in ("rows", "entries"):
@@ -40,18 +34,33 @@ def counts_array(counts: torch.Tensor | None) -> tuple[torch.Tensor | None, int,
     return counts, counts.data_ptr(), name_of(counts.dtype)
 
 
-def sparse_update(rule, weight, states, ids, grads, counts, padding_idx, hyper) -> None:
-    """Kernel call for one table; weight `[V, D]` and states are updated in place."""
+def forward(call: SparseUpdateCall) -> None:
+    """Kernel calls of the op, one per table."""
+    for table in call.tables():
+        if table.ids.numel():
+            _update(table, call.rule)
+
+
+def _update(table: Table, rule: str) -> None:
     from din_kernels import _cpu
 
-    if not ids.numel():
-        return
-    ids, grads = ids.contiguous(), grads.contiguous()
-    _alive, counts_address, counts_type = counts_array(counts if hyper.coeff else None)
-    states = [*(state.data_ptr() for state in states), 0, 0]
+    weight, ids, grads, hyper = table.weight, table.ids.contiguous(), table.grads.contiguous(), table.hyper
+    _alive, *counts = counts_array(table.counts if hyper.coeff else None)
+    first, second = [*table.states, None, None][:2]
     _cpu.sparse_update(
-        name_of(weight.dtype), *weight.shape, ids.numel(), weight.data_ptr(), states[0], states[1],
-        ids.data_ptr(), name_of(ids.dtype), int(ids.max()), grads.data_ptr(), counts_address, counts_type,
-        padding_idx, rule, hyper.lr, hyper.step, hyper.beta1, hyper.beta2, hyper.eps, hyper.coeff,
-        bool(hyper.maximize), bool(hyper.decoupled), torch.get_num_threads(),
-    )  # fmt: skip
+        name_of(weight.dtype),
+        *weight.shape,
+        ids.numel(),
+        weight.data_ptr(),
+        pointer(first),
+        pointer(second),
+        ids.data_ptr(),
+        name_of(ids.dtype),
+        int(ids.max()),
+        grads.data_ptr(),
+        *counts,
+        table.padding_idx,
+        rule,
+        *hyper,
+        torch.get_num_threads(),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from din_kernels.backends import Request
+from din_kernels.backends.calls import DiceCall, DiceGradients, DiceGrads, DiceResult, DiceSaved
 from din_kernels.backends.cuda import compiled, name_of, pointer, refuses_tensors, stream_of, workspace
 
 
@@ -13,43 +14,46 @@ def refuses(request: Request) -> str | None:
     return refuses_tensors(request)
 
 
-def _contiguous(*tensors):
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+def _contiguous(call: DiceCall) -> DiceCall:
+    return DiceCall(*(each.contiguous() if isinstance(each, torch.Tensor) else each for each in call))
 
 
-def forward(x, alpha, weight, bias, mean, var, mask, training, eps):
-    """Kernel call of the op's forward: y [N, C], mean and var used [C], count []."""
-    kernels = compiled()
-    x, alpha, weight, bias, mask = _contiguous(x, alpha, weight, bias, mask)
-    mean, var = (torch.empty_like(alpha) if training else given.clone() for given in (mean, var))
-    y, count = torch.empty_like(x), torch.zeros((), dtype=torch.int64, device=x.device)
-    if x.numel():
-        scratch = workspace("dice", x, kernels.dice_workspace(*x.shape))
-        with stream_of(x) as stream:
-            kernels.dice_forward(
-                name_of(x.dtype), *x.shape, x.data_ptr(), pointer(mask), alpha.data_ptr(), pointer(weight),
-                pointer(bias), mean.data_ptr(), var.data_ptr(), eps, training, y.data_ptr(), count.data_ptr(),
-                scratch.data_ptr(), stream,
-            )  # fmt: skip
-    elif training:
+def _inputs(call: DiceCall, mean: torch.Tensor, var: torch.Tensor) -> tuple:
+    """What both kernels take first; mean and var are written in a forward that trains."""
+    pointers = map(pointer, (call.x, call.mask, call.alpha, call.weight, call.bias, mean, var))
+    return name_of(call.x.dtype), *call.x.shape, *pointers, call.eps, call.training
+
+
+def forward(call: DiceCall) -> DiceResult:
+    """Kernel call of the op's forward."""
+    kernels, call = compiled(), _contiguous(call)
+    mean, var = (torch.empty_like(call.alpha) if call.training else each.clone() for each in (call.mean, call.var))
+    y, count = torch.empty_like(call.x), torch.zeros((), dtype=torch.int64, device=call.device)
+    if y.numel():
+        scratch = workspace("dice", y, kernels.dice_workspace(*y.shape))
+        with stream_of(y) as stream:
+            outputs = map(pointer, (y, count, scratch))
+            kernels.dice_forward(*_inputs(call, mean, var), *outputs, stream)
+    elif call.training:
         mean.zero_(), var.fill_(1)
-    return y, mean, var, count
+    return DiceResult(y, mean, var, count)
 
 
-def backward(grad_y, x, alpha, weight, bias, mean, var, mask, training, eps):
-    """Kernel call of the op's backward: gradients of x [N, C] and alpha [C], of weight and bias [C] or [0]."""
-    kernels = compiled()
-    grad_y, x, alpha, weight, bias, mean, var, mask = _contiguous(grad_y, x, alpha, weight, bias, mean, var, mask)
-    grad_x, grad_alpha = torch.empty_like(x), torch.zeros_like(alpha)
-    grad_weight, grad_bias = (alpha.new_zeros(0 if given is None else given.shape) for given in (weight, bias))
-    count = torch.empty((), dtype=torch.int64, device=x.device)
-    if x.numel():
-        scratch = workspace("dice", x, kernels.dice_workspace(*x.shape))
-        with stream_of(x) as stream:
-            kernels.dice_backward(
-                name_of(x.dtype), *x.shape, x.data_ptr(), pointer(mask), alpha.data_ptr(), pointer(weight),
-                pointer(bias), mean.data_ptr(), var.data_ptr(), eps, training, grad_y.data_ptr(), grad_x.data_ptr(),
-                grad_alpha.data_ptr(), pointer(grad_weight if weight is not None else None),
-                pointer(grad_bias if bias is not None else None), count.data_ptr(), scratch.data_ptr(), stream,
-            )  # fmt: skip
-    return grad_x, grad_alpha, grad_weight, grad_bias
+def backward(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGradients:
+    """Kernel call of the op's backward."""
+    kernels, call, grad_y = compiled(), _contiguous(call), grads.y.contiguous()
+    mean, var = saved.mean.contiguous(), saved.var.contiguous()
+    found = DiceGradients(
+        x=torch.empty_like(call.x),
+        alpha=torch.zeros_like(call.alpha),
+        weight=call.alpha.new_zeros(0 if call.weight is None else call.weight.shape),
+        bias=call.alpha.new_zeros(0 if call.bias is None else call.bias.shape),
+    )
+    count = torch.empty((), dtype=torch.int64, device=call.device)
+    if call.x.numel():
+        scratch = workspace("dice", call.x, kernels.dice_workspace(*call.x.shape))
+        affine = (None if call.weight is None else found.weight, None if call.bias is None else found.bias)
+        with stream_of(call.x) as stream:
+            outputs = map(pointer, (grad_y, found.x, found.alpha, *affine, count, scratch))
+            kernels.dice_backward(*_inputs(call, mean, var), *outputs, stream)
+    return found

@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 
 from din_kernels.backends import Request
-from din_kernels.backends.cuda import compiled, name_of, pointer, refuses_tensors, stream_of, workspace
+from din_kernels.backends.calls import (
+    LocalActivationCall,
+    LocalActivationGradients,
+    LocalActivationGrads,
+    LocalActivationResult,
+    LocalActivationSaved,
+)
+from din_kernels.backends.cuda import DTYPES, compiled, name_of, pointer, refuses_tensors, stream_of, workspace
 from din_kernels.backends.reference.local_activation import pair_index
 
-PARAMS_PER_LAYER = {"prelu": 1, "dice": 3}
 CHUNK_BYTES = 128 * 2**20  # of the folded first layer's matrices, for as many candidates at a time
 
 
@@ -29,125 +35,131 @@ def _typed(tensor: torch.Tensor) -> tuple[int, str, int]:
 
 def _readable(tensor: torch.Tensor) -> torch.Tensor:
     """Contiguous, of a dtype that the kernels know."""
-    known = (torch.float32, torch.bfloat16, torch.float16)
-    return tensor.contiguous() if tensor.dtype in known else tensor.to(torch.float32).contiguous()
+    return tensor.contiguous() if tensor.dtype in DTYPES else tensor.to(torch.float32).contiguous()
 
 
-def _tables(tables, ids):
-    """Row tables as the kernels take them, and the tensors to keep alive."""
-    tables, ids = [table.contiguous() for table in tables], [each.contiguous() for each in ids]
-    described = [
-        (table.data_ptr(), *table.shape, ids[k].data_ptr() if ids else 0, name_of(ids[k].dtype) if ids else "int64")
-        for k, table in enumerate(tables)
-    ]
-    return described, (tables, ids)
+class _Content:
+    """A call as the compiled module takes it, and the contiguous tensors that its addresses point into."""
+
+    def __init__(self, call: LocalActivationCall):
+        self._alive: list[torch.Tensor] = []
+        precision = "highest" if torch.get_float32_matmul_precision() == "highest" else "tensor cores"
+        self.fields = {
+            "dtype": name_of(call.dtype),
+            "precision": precision,
+            "queries": call.queries,
+            "users": call.begin.shape[0],
+            "rows_count": call.rows,
+            "capacity": call.rows if call.row_index is None else call.row_index.shape[0],
+            "dim": call.dim,
+            "query": self._source(call.query_tables, call.query_ids),
+            "rows": self._source(call.history_tables, call.history_ids),
+            "begin": self.keep(call.begin),
+            "length": self.keep(call.length),
+            "row_index": self.keep(call.row_index),
+            "row_mask": self.keep(call.row_mask),
+            "query_to_user": self.keep(call.query_to_user),
+            "pair_begin": pointer(call.pair_begin),
+            "total_pairs": call.total_pairs,
+            "layers": [self._layer(call, layer) for layer in range(len(call.weights))],
+            "features": call.features,
+            "activation": call.activation,
+            "normalize": call.normalize,
+            "dice_training": call.dice_training,
+            "scale": call.scale,
+            "chunk_bytes": CHUNK_BYTES,
+        }
+
+    def keep(self, tensor: torch.Tensor | None) -> int:
+        """Address of a contiguous tensor that lives as long as the call; 0 for one that is left out."""
+        if tensor is None:
+            return 0
+        tensor = tensor.contiguous()
+        self._alive.append(tensor)
+        return tensor.data_ptr()
+
+    def _source(self, tables, ids) -> list[tuple[int, int, int, int, str]]:
+        """Per table its address and shape, the address of its ids and their dtype."""
+        return [
+            (
+                self.keep(table),
+                *table.shape,
+                self.keep(ids[k]) if ids else 0,
+                name_of(ids[k].dtype) if ids else "int64",
+            )
+            for k, table in enumerate(tables)
+        ]
+
+    def _layer(self, call: LocalActivationCall, layer: int) -> dict:
+        def readable(tensor):
+            tensor = _readable(tensor)
+            self._alive.append(tensor)
+            return _typed(tensor)
+
+        return {
+            "width": call.weights[layer].shape[0],
+            "weight": readable(call.weights[layer]),
+            "bias": readable(call.biases[layer]),
+            "params": [readable(param) for param in call.params_of(layer)],
+            "eps": call.eps[layer] if layer < len(call.eps) else 0.0,
+        }
 
 
-def _layers(weights, biases, params, eps, activation, dice_training):
-    per_layer = 1 if dice_training else PARAMS_PER_LAYER.get(activation, 0)
-    weights, biases, params = ([_readable(tensor) for tensor in group] for group in (weights, biases, params))
-    layers = []
-    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        of_layer = params[layer * per_layer : (layer + 1) * per_layer] if layer < len(weights) - 1 else []
-        layers.append({
-            "width": weight.shape[0], "weight": _typed(weight), "bias": _typed(bias),
-            "params": [_typed(param) for param in of_layer], "eps": eps[layer] if layer < len(eps) else 0.0,
-        })  # fmt: skip
-    return layers, (weights, biases, params)
-
-
-def _call(
-    query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, pair_begin,
-    total_pairs, weights, biases, params, eps, dice_training, features, activation, normalize, scale,
-):  # fmt: skip
-    """The call as the compiled module takes it, and the tensors to keep alive."""
-    query, alive_query = _tables(query_tables, query_ids)
-    rows, alive_rows = _tables(row_tables, row_ids)
-    layers, alive_layers = _layers(weights, biases, params, eps, activation, dice_training)
-    indices = [
-        each if each is None else each.contiguous() for each in (begin, length, row_index, row_mask, query_to_user)
-    ]
-    queries = (query_ids[0] if query_ids else query_tables[0]).shape[0]
-    rows_count = (row_ids[0] if row_ids else row_tables[0]).shape[0]
-    precision = "highest" if torch.get_float32_matmul_precision() == "highest" else "tensor cores"
-    call = {
-        "dtype": name_of(query_tables[0].dtype), "precision": precision, "queries": queries, "users": begin.shape[0],
-        "rows_count": rows_count, "capacity": rows_count if row_index is None else row_index.shape[0],
-        "dim": sum(table.shape[1] for table in query_tables), "query": query, "rows": rows,
-        **dict(zip(("begin", "length", "row_index", "row_mask", "query_to_user"), map(pointer, indices), strict=True)),
-        "pair_begin": pointer(pair_begin), "total_pairs": total_pairs, "layers": layers, "features": features,
-        "activation": activation, "normalize": normalize, "dice_training": dice_training, "scale": scale,
-        "chunk_bytes": CHUNK_BYTES,
-    }  # fmt: skip
-    return call, (alive_query, alive_rows, alive_layers, indices)
-
-
-def forward(
-    query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, pair_begin,
-    total_pairs, weights, biases, params, eps, dice_training, sparse_grad, features, activation, normalize, scale,
-):  # fmt: skip
-    """Kernel call of the op's forward: pooled [Q, D], logsumexp [Q] or [0] (double), pair_weights, statistics."""
-    kernels, like = compiled(), query_tables[0]
-    call, _alive = _call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask,
-                         query_to_user, pair_begin, total_pairs, weights, biases, params, eps, dice_training, features,
-                         activation, normalize, scale)  # fmt: skip
-    queries = call["queries"]
-    pooled = like.new_empty(queries, call["dim"])
-    logsumexp = like.new_empty(queries if normalize == "softmax" else 0, dtype=torch.float64)
-    pair_weights = like.new_zeros(total_pairs, dtype=torch.float32)
-    hidden = sum(bias.shape[0] for bias in biases[:-1])
-    statistics = like.new_empty(2, hidden if dice_training else 0, dtype=torch.float32)
-    if pooled.numel():
-        call |= {"pooled": pooled.data_ptr(), "logsumexp": logsumexp.data_ptr(),
-                 "pair_weights": pair_weights.data_ptr(), "statistics": statistics.data_ptr()}  # fmt: skip
+def forward(call: LocalActivationCall) -> LocalActivationResult:
+    """Kernel call of the op's forward."""
+    kernels, like, content = compiled(), call.query_tables[0], _Content(call)
+    result = LocalActivationResult(
+        pooled=like.new_empty(call.queries, call.dim),
+        logsumexp=like.new_empty(call.queries if call.normalize == "softmax" else 0, dtype=torch.float64),
+        pair_weights=like.new_zeros(call.total_pairs, dtype=torch.float32),
+        statistics=like.new_empty(2, sum(call.hidden) if call.dice_training else 0, dtype=torch.float32),
+    )
+    if result.pooled.numel():
+        fields = content.fields | {name: pointer(tensor) for name, tensor in result._asdict().items()}
         with stream_of(like) as stream:  # the workspace, too, is planned for the tensor's device
-            scratch = workspace("local_activation_forward", like, kernels.local_activation_forward_workspace(call))
-            kernels.local_activation_forward(call | {"workspace": scratch.data_ptr()}, stream)
-    elif dice_training:
-        statistics[0], statistics[1] = 0, 1
-    return pooled, logsumexp, pair_weights, statistics
+            scratch = workspace("local_activation_forward", like, kernels.local_activation_forward_workspace(fields))
+            kernels.local_activation_forward(fields | {"workspace": scratch.data_ptr()}, stream)
+    elif call.dice_training:
+        result.statistics[0], result.statistics[1] = 0, 1
+    return result
 
 
 def backward(
-    grad_pooled, grad_pair_weights, query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask,
-    query_to_user, pair_begin, total_pairs, weights, biases, params, eps, dice_training, sparse_grad, features,
-    activation, normalize, scale, pooled, logsumexp, pair_weights, statistics, need_query, need_rows,
-):  # fmt: skip
-    """Kernel call of the op's backward: gradients of the tables' rows (or [0] where not needed), weights, biases,
-    params."""
-    kernels, like = compiled(), query_tables[0]
-    call, _alive = _call(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask,
-                         query_to_user, pair_begin, total_pairs, weights, biases, params, eps, dice_training, features,
-                         activation, normalize, scale)  # fmt: skip
-    returned = grad_pair_weights is not None and pair_begin is not None
-    grad_pair_weights = grad_pair_weights.float() if returned else None
-    read = [grad_pooled, grad_pair_weights, pooled, logsumexp, pair_weights, statistics]
-    read = [None if tensor is None else tensor.contiguous() for tensor in read]
-    grad_query = like.new_zeros(call["queries"], call["dim"]) if need_query else None
+    call: LocalActivationCall, saved: LocalActivationSaved, grads: LocalActivationGrads
+) -> LocalActivationGradients:
+    """Kernel call of the op's backward."""
+    kernels, like, content = compiled(), call.query_tables[0], _Content(call)
+    returned = grads.pair_weights is not None and call.pair_begin is not None
+    grad_query = like.new_zeros(call.queries, call.dim) if grads.need_query else None
     # Candidates that share a history add to the same rows, in fp32.
-    rows_dtype = like.dtype if query_to_user is None else torch.float32
-    grad_rows = like.new_zeros(call["rows_count"], call["dim"], dtype=rows_dtype) if need_rows else None
+    rows_dtype = like.dtype if call.query_to_user is None else torch.float32
+    grad_rows = like.new_zeros(call.rows, call.dim, dtype=rows_dtype) if grads.need_history else None
     pair_rows = grad_pairs = None
-    if need_rows and query_to_user is not None and torch.are_deterministic_algorithms_enabled():
-        pair_rows = pair_index(begin, length, row_index, query_to_user, call["queries"])[2]
-        grad_pairs = grad_rows.new_empty(pair_rows.shape[0], call["dim"])
-        call |= {"grad_pairs": pointer(grad_pairs), "pairs": pair_rows.shape[0]}
-    grads = [_layer_grads(layer, weight) for layer, weight in zip(call["layers"], weights, strict=True)]
-    if grad_pooled.numel():
-        names = ("grad_pooled", "grad_pair_weights", "pooled", "logsumexp", "pair_weights", "statistics")
-        call |= dict(zip(names, map(pointer, read), strict=True))
-        call |= {"grad_query": pointer(grad_query), "grad_rows": pointer(grad_rows)}
+    fields = content.fields
+    if grads.need_history and call.query_to_user is not None and torch.are_deterministic_algorithms_enabled():
+        pair_rows = pair_index(call.begin, call.length, call.row_index, call.query_to_user, call.queries)[2]
+        grad_pairs = grad_rows.new_empty(pair_rows.shape[0], call.dim)
+        fields |= {"grad_pairs": pointer(grad_pairs), "pairs": pair_rows.shape[0]}
+    layers = [_layer_grads(layer, weight) for layer, weight in zip(fields["layers"], call.weights, strict=True)]
+    if grads.pooled.numel():
+        fields |= {
+            "grad_pooled": content.keep(grads.pooled),
+            "grad_pair_weights": content.keep(grads.pair_weights.float()) if returned else 0,
+            "grad_query": pointer(grad_query),
+            "grad_rows": pointer(grad_rows),
+            **{name: content.keep(tensor) for name, tensor in saved._asdict().items()},
+        }
         with stream_of(like) as stream:
-            scratch = workspace("local_activation_backward", like, kernels.local_activation_backward_workspace(call))
-            kernels.local_activation_backward(call | {"workspace": scratch.data_ptr()}, stream)
+            scratch = workspace("local_activation_backward", like, kernels.local_activation_backward_workspace(fields))
+            kernels.local_activation_backward(fields | {"workspace": scratch.data_ptr()}, stream)
         if grad_pairs is not None:
             grad_rows.index_add_(0, pair_rows, grad_pairs)
-    return (
-        _per_table(grad_query, query_tables, need_query),
-        _per_table(grad_rows, row_tables, need_rows),
-        [each["weight"].to(weight.dtype) for each, weight in zip(grads, weights, strict=True)],
-        [each["bias"].to(bias.dtype) for each, bias in zip(grads, biases, strict=True)],
-        _param_grads(grads[:-1], params, eps, activation, dice_training),
+    return LocalActivationGradients(
+        query=_per_table(grad_query, call.query_tables, grads.need_query),
+        history=_per_table(grad_rows, call.history_tables, grads.need_history),
+        weights=[each["weight"].to(weight.dtype) for each, weight in zip(layers, call.weights, strict=True)],
+        biases=[each["bias"].to(bias.dtype) for each, bias in zip(layers, call.biases, strict=True)],
+        params=[grad for layer, each in enumerate(layers[:-1]) for grad in _param_grads(call, layer, each)],
     )
 
 
@@ -169,16 +181,14 @@ def _per_table(grad, tables, needed):
     return [columns.contiguous() for columns in grad.split([table.shape[1] for table in tables], 1)]
 
 
-def _param_grads(grads, params, eps, activation, dice_training):
+def _param_grads(call: LocalActivationCall, layer: int, grads: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Gradients of slope or alpha, and of Dice's given mean and var: dmean = -rstd du, dvar = -rstd^2 / 2 du u."""
-    per_layer = 1 if dice_training else PARAMS_PER_LAYER.get(activation, 0)
-    result = []
-    for layer in range(len(grads) if per_layer else 0):
-        given = params[layer * per_layer : (layer + 1) * per_layer]
-        full = [grads[layer]["param"]]
-        if per_layer == 3:
-            rstd = (given[2].float() + eps[layer]).rsqrt()
-            full += [-rstd * grads[layer]["u"], -0.5 * rstd.square() * grads[layer]["u_u"]]
-        for grad, param in zip(full, given, strict=True):
-            result.append((grad.sum(0, keepdim=True) if param.numel() == 1 else grad).reshape(param.shape).to(param))
-    return result
+    params = dict(zip(call.param_names, call.params_of(layer), strict=True))
+    full = [grads["param"]] if params else []
+    if "var" in params:
+        rstd = (params["var"].float() + call.eps[layer]).rsqrt()
+        full += [-rstd * grads["u"], -0.5 * rstd.square() * grads["u_u"]]
+    return [
+        (grad.sum(0, keepdim=True) if param.numel() == 1 else grad).reshape(param.shape).to(param)
+        for grad, param in zip(full, params.values(), strict=True)
+    ]

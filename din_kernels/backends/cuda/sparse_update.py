@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from din_kernels.backends import Request
+from din_kernels.backends.calls import SparseUpdateCall, Table
 from din_kernels.backends.cuda import compiled, name_of, pointer, refuses_tensors, stream_of, workspace
 
 MAX_ROWS = 2**31  # a bitmap of the rows takes a quarter of a byte each, and ranks are 32-bit
@@ -34,20 +35,35 @@ def counts_array(counts: torch.Tensor | None) -> tuple[torch.Tensor | None, int,
     return counts, counts.data_ptr(), name_of(counts.dtype)
 
 
-def sparse_update(rule, weight, states, ids, grads, counts, padding_idx, hyper) -> None:
-    """Kernel call for one table; weight `[V, D]` and states are updated in place."""
-    if not ids.numel() or not weight.numel():
-        return
-    kernels = compiled()
-    ids, grads = ids.contiguous(), grads.contiguous()
-    counts, counts_address, counts_type = counts_array(counts if hyper.coeff else None)
-    first, second = [*states, None, None][:2]
+def forward(call: SparseUpdateCall) -> None:
+    """Kernel calls of the op, one per table."""
+    for table in call.tables():
+        if table.ids.numel() and table.weight.numel():
+            _update(table, call.rule)
+
+
+def _update(table: Table, rule: str) -> None:
+    kernels, weight, hyper = compiled(), table.weight, table.hyper
+    ids, grads = table.ids.contiguous(), table.grads.contiguous()
+    _alive, *counts = counts_array(table.counts if hyper.coeff else None)
+    first, second = [*table.states, None, None][:2]
     scratch = workspace("sparse_update", weight, kernels.sparse_update_workspace(*weight.shape, ids.numel()))
     with stream_of(weight) as stream:
         kernels.sparse_update(
-            name_of(weight.dtype), *weight.shape, ids.numel(), weight.data_ptr(), pointer(first), pointer(second),
-            ids.data_ptr(), name_of(ids.dtype), grads.data_ptr(), counts_address, counts_type,
-            -1 if padding_idx is None else padding_idx, rule, hyper.lr, hyper.step, hyper.beta1, hyper.beta2,
-            hyper.eps, hyper.coeff, bool(hyper.maximize), bool(hyper.decoupled),
-            torch.are_deterministic_algorithms_enabled(), scratch.data_ptr(), stream,
-        )  # fmt: skip
+            name_of(weight.dtype),
+            *weight.shape,
+            ids.numel(),
+            weight.data_ptr(),
+            pointer(first),
+            pointer(second),
+            ids.data_ptr(),
+            name_of(ids.dtype),
+            grads.data_ptr(),
+            *counts,
+            table.padding_idx,
+            rule,
+            *hyper,
+            torch.are_deterministic_algorithms_enabled(),
+            scratch.data_ptr(),
+            stream,
+        )

@@ -75,8 +75,8 @@ def local_activation(
         statistics.append(layer_statistics)
     scores = scale * linear(hidden, weights[-1], biases[-1]).squeeze(-1)
     if row_mask is not None:
-        counts = row_mask[row]
-        candidate, position, k, scores = candidate[counts], position[counts], k[counts], scores[counts]
+        valid = row_mask[row]
+        candidate, position, k, scores = candidate[valid], position[valid], k[valid], scores[valid]
     w = scores
     if normalize == "softmax":
         top = scores.new_full((query.shape[0],), -torch.inf).scatter_reduce(0, candidate, scores.detach(), "amax")

@@ -64,9 +64,13 @@ def _adam(j, g, exp_avg, exp_avg_sq, h):
 
 
 _STEPS = {
-    "sgd": _sgd, "momentum": _momentum, "nesterov": _nesterov, "adagrad": _adagrad,
-    "rowwise_adagrad": _rowwise_adagrad, "adam": _adam,
-}  # fmt: skip
+    "sgd": _sgd,
+    "momentum": _momentum,
+    "nesterov": _nesterov,
+    "adagrad": _adagrad,
+    "rowwise_adagrad": _rowwise_adagrad,
+    "adam": _adam,
+}
 
 
 def refuses(request) -> None:

@@ -95,8 +95,9 @@ def _tile(dim: int) -> dict[str, int]:
     return {"ENTRIES": max(1, ELEMENTS // columns), "COLUMNS": columns}
 
 
-def forward(weight, ids, counts, coeff, padding_idx):
+def forward(call):
     """Kernel calls of the op's forward: penalty [], unique [N], unique_count []."""
+    weight, ids, counts, coeff, padding_idx, _ = call
     unique = torch.full((ids.numel(),), -1, dtype=torch.int64, device=weight.device)
     if not ids.numel() or not weight.shape[1]:
         return (
@@ -118,8 +119,10 @@ def forward(weight, ids, counts, coeff, padding_idx):
     return 0.5 * coeff * partials.sum(), unique, rank[-1].clone()
 
 
-def backward(grad, weight, unique, unique_count, counts, coeff, entries, sparse):
+def backward(call, saved, grads):
     """Kernel call of the op's backward: gradients of rows unique[:entries], or of all of weight."""
+    weight, _, counts, coeff, _, sparse = call
+    (unique, unique_count), (grad, entries) = saved, grads
     weight, counts = weight.contiguous(), counts.contiguous()
     out = weight.new_empty(entries, weight.shape[1]) if sparse else torch.zeros_like(weight)
     if entries and weight.shape[1]:

@@ -159,7 +159,13 @@ def update_kernel(
             )  # fmt: skip
 
 
-def sparse_update(rule, weight, states, ids, grads, counts, padding_idx, hyper) -> None:
+def forward(call) -> None:
+    """Kernel calls of the op, one table after the other."""
+    for table in call.tables():
+        _update(call.rule, *table)
+
+
+def _update(rule, weight, states, ids, grads, hyper, counts, padding_idx) -> None:
     """Kernel calls for one table; weight `[V, D]` and states are updated in place."""
     entries, dim = grads.shape
     if not entries or not dim:

@@ -1,4 +1,4 @@
-"""The local activation unit as a public function, and the checks of its MLP."""
+"""The local activation unit as a public function, and as modules call it."""
 
 from __future__ import annotations
 
@@ -7,82 +7,21 @@ from typing import NamedTuple
 
 import torch
 
-from din_kernels import backends, checks
+from din_kernels import backends, options
+from din_kernels.backends.calls import LocalActivationCall, LocalActivationResult
 from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged, Padded
+from din_kernels.ops.local_activation import registration  # noqa: F401  registers the op
+from din_kernels.ops.local_activation.checks import Layers, check_layers, check_options, check_rows
 from din_kernels.ops.local_activation.histories import (
-    Source,
-    check_rows,
+    Rows,
     in_autocast_dtype,
     pair_layout,
     rows_of,
     source_of,
     weights_in_layout,
 )
-from din_kernels.ops.local_activation.registration import arithmetic_dtype, rows_in
-
-FEATURES = ("concat", "product", "outer")
-ACTIVATIONS = ("sigmoid", "relu", "prelu", "tanh", "identity", "dice")
-NORMALIZATIONS = ("none", "softmax")
-STATISTICS = ("valid", "padded")
-
-
-def feature_width(dim: int, features: str) -> int:
-    """Columns of phi(q, k): 4D for concat, 3D for product, 2D + D^2 for outer."""
-    return {"concat": 4 * dim, "product": 3 * dim, "outer": 2 * dim + dim * dim}[features]
-
-
-def _check_mlp(query, weights, biases, features, activation, activation_params):
-    dim = query.width if isinstance(query, Gather) else query.shape[1]
-    if len(weights) < 1 or len(weights) != len(biases):
-        raise ValueError(
-            f"weights and biases must be lists of the same length >= 1, got {len(weights)} and {len(biases)}"
-        )
-    if len(weights) > 4:
-        raise ValueError(f"weights must hold 0 to 3 hidden layers and the output layer, got {len(weights)} entries")
-    width = feature_width(dim, features)
-    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        name = f"weights[{layer}]"
-        checks.is_tensor(name, weight, 2, "[out, in]")
-        checks.is_tensor(f"biases[{layer}]", bias, 1, "[out]")
-        out = 1 if layer == len(weights) - 1 else weight.shape[0]
-        came_from = f" (in = {width}: features={features!r} of D={dim})" if layer == 0 else f" (in = {width})"
-        checks.has_shape(name, weight, (out, width), came_from)
-        checks.has_shape(f"biases[{layer}]", bias, (out,))
-        for label, tensor in ((name, weight), (f"biases[{layer}]", bias)):
-            _check_weight_dtype(label, tensor, query)
-            checks.same_device(label, tensor, "query", query)
-        width = out
-    hidden = [weight.shape[0] for weight in weights[:-1]]
-    needed = {"prelu": ("slope",), "dice": ("alpha", "mean", "var")}.get(activation, ())
-    params = list(activation_params or [{} for _ in hidden])
-    if len(params) != len(hidden):
-        raise ValueError(f"activation_params must hold one dict per hidden layer ({len(hidden)}), got {len(params)}")
-    for layer, (given, width) in enumerate(zip(params, hidden, strict=True)):
-        label = f"activation_params[{layer}]"
-        if not isinstance(given, dict):
-            raise TypeError(f"{label} must be a dict, got {type(given).__name__}")
-        training = activation == "dice" and given.get("training", False)
-        if activation == "dice":
-            params[layer] = given = {"eps": 1e-8, "training": False} | given
-        for key in needed:
-            if given.get(key) is None:
-                if training and key != "alpha":
-                    continue
-                raise ValueError(f"{label} must have {key!r} for activation={activation!r}, got {sorted(given)}")
-            checks.is_tensor(f"{label}[{key!r}]", given[key], 1, f"[{width}] or [1]")
-            if given[key].shape[0] not in (1, width):
-                raise ValueError(f"{label}[{key!r}] must have shape [{width}] or [1], got {list(given[key].shape)}")
-            checks.same_device(f"{label}[{key!r}]", given[key], "query", query)
-    return params
-
-
-def _check_weight_dtype(label: str, tensor: torch.Tensor, query: torch.Tensor | Gather) -> None:
-    allowed = {query.dtype, arithmetic_dtype(query.dtype)}
-    if tensor.dtype not in allowed:
-        expected = " or ".join(str(dtype) for dtype in (query.dtype, *sorted(allowed - {query.dtype}, key=str)))
-        raise TypeError(f"{label} must have dtype {expected} (query: {query.dtype}), got {tensor.dtype}")
 
 
 class Attended(NamedTuple):
@@ -93,84 +32,128 @@ class Attended(NamedTuple):
     statistics: list  # per hidden layer: (mean [H], var [H], count) with Dice in training, else None
 
 
-def _dice_training(activation: str, params: list[dict]) -> bool | str:
-    """Whether the hidden layers take batch statistics: all (True), none (False) or "some"."""
-    training = {bool(layer["training"]) for layer in params} if activation == "dice" else set()
-    return "some" if len(training) == 2 else training == {True}
-
-
-def _sizes(query: Source, rows: Source, weights) -> dict[str, tuple[int, ...]]:
-    """Widths for a Request; while tracing, index() makes numbers of symbols."""
-
-    def numbers(tensors, axis):
-        return tuple(operator.index(tensor.shape[axis]) for tensor in tensors)
-
-    return {"query_widths": numbers(query.tables, 1), "row_widths": numbers(rows.tables, 1),
-            "hidden": numbers(weights[:-1], 0)}  # fmt: skip
-
-
 def attend(
-    query, history, weights, biases, *, features="concat", activation="sigmoid", activation_params=None,
-    normalize="none", scale=1.0, query_to_user=None, return_weights=False, total_pairs=None, stats="valid",
-) -> Attended:  # fmt: skip
+    query,
+    history,
+    weights,
+    biases,
+    *,
+    features="concat",
+    activation="sigmoid",
+    activation_params=None,
+    normalize="none",
+    scale=1.0,
+    query_to_user=None,
+    return_weights=False,
+    total_pairs=None,
+    stats="valid",
+) -> Attended:
     """As `local_activation`, and also returns the batch statistics of Dice in training; modules build on this."""
-    for name, value, known in (
-        ("features", features, FEATURES), ("activation", activation, ACTIVATIONS),
-        ("normalize", normalize, NORMALIZATIONS), ("stats", stats, STATISTICS),
-    ):  # fmt: skip
-        checks.one_of(name, value, known)
+    check_options(features, activation, normalize, stats)
     query, history = in_autocast_dtype(query, history)
     check_rows(query, history, query_to_user)
-    params = _check_mlp(query, weights, biases, features, activation, activation_params)
-    dice_training = _dice_training(activation, params)
+    layers = check_layers(query, weights, biases, features, activation, activation_params)
     if stats == "padded" and not isinstance(history, Padded):
         raise ValueError(f"stats='padded' needs a padded history, got a {type(history).__name__}")
-    layout = rows_of(history, padded_statistics=stats == "padded" and bool(dice_training))
+    source = source_of(query)
+    layout = rows_of(history, padded_statistics=stats == "padded" and bool(layers.batch_statistics))
     if query_to_user is not None:
         query_to_user = query_to_user.to(torch.int64).contiguous()
-    source = source_of(query)
-    queries = rows_in(*source)
-    pair_begin, pairs = None, 0
-    if return_weights:
-        rows = rows_in(*layout.source)
-        pair_begin, pairs = pair_layout(layout, query_to_user, queries, rows, total_pairs)
-        pair_begin = pair_begin.contiguous()
-    request = backends.Request("local_activation", query.device.type, query.dtype, {
-        "features": features, "activation": activation, "normalize": normalize,
-        "dice_training": dice_training, "query_to_user": query_to_user is not None,
-        "gather": len(source.ids) + len(layout.source.ids) > 0, "stats": stats,
-        "layout": "packed" if layout.width is None else "padded" if layout.row_index is None else "masked",
-        **_sizes(source, layout.source, weights), "backward": torch.is_grad_enabled(),
-    })  # fmt: skip
-    backend = backends.select(request)
+    pairs = pair_layout(layout, query_to_user, source.count, total_pairs) if return_weights else None
+    call = LocalActivationCall(
+        query_tables=source.tables,
+        query_ids=source.ids,
+        history_tables=layout.source.tables,
+        history_ids=layout.source.ids,
+        begin=layout.begin,
+        length=layout.length,
+        row_index=layout.row_index,
+        row_mask=layout.row_mask,
+        query_to_user=query_to_user,
+        pair_begin=None if pairs is None else pairs.begin.contiguous(),
+        total_pairs=0 if pairs is None else pairs.total,
+        weights=layers.weights,
+        biases=layers.biases,
+        params=[],
+        eps=[],
+        dice_training=layers.batch_statistics is True,
+        sparse_grad=False,
+        features=features,
+        activation=activation,
+        normalize=normalize,
+        scale=float(scale),
+    )
+    backend = backends.select(_request(call, layers, layout, stats))
     if backend == "reference":
-        pooled, pair_weights, statistics = reference.local_activation(
-            query.rows() if isinstance(query, Gather) else query,
-            history.rows() if isinstance(history, Gather) else layout.source.tables[0],
-            *layout[1:5], query_to_user, pair_begin, pairs, list(weights), list(biases), params,
-            features, activation, normalize, float(scale),
-        )  # fmt: skip
+        pooled, pair_weights, statistics = _by_reference(call, layers, query, history)
     else:
-        keys = {"prelu": ("slope",), "dice": ("alpha",) if dice_training else ("alpha", "mean", "var")}
-        flat = [layer[key] for layer in params for key in keys.get(activation, ())]
-        eps = [float(layer["eps"]) for layer in params] if activation == "dice" else []
-        gathers = {each.sparse for each in (query, history) if isinstance(each, Gather)}
-        if len(gathers) == 2:
-            raise ValueError("query and history must agree in sparse, got a Gather with True and one with False")
-        pooled, _, pair_weights, batch = torch.ops.din_kernels.local_activation(
-            *source, *layout.source, *layout[1:5], query_to_user, pair_begin, pairs, list(weights), list(biases), flat,
-            eps, dice_training, gathers == {True}, features, activation, normalize, float(scale),
-            backend,
-        )  # fmt: skip
-        pair_weights = pair_weights.to(pooled.dtype)
-        statistics = [None] * len(params)
-        if dice_training:
-            count = (layout.length if query_to_user is None else layout.length[query_to_user]).sum()
-            widths = [bias.shape[0] for bias in biases[:-1]]
-            statistics = [(*pair, count) for pair in zip(*(rows.split(widths) for rows in batch), strict=True)]
-    if return_weights:
-        pair_weights = weights_in_layout(pair_weights, history, layout, pair_begin, query_to_user, queries)
+        pooled, pair_weights, statistics = _by_kernels(call, layers, query, history, backend)
+    if pairs is not None:
+        pair_weights = weights_in_layout(pair_weights, history, layout, pairs.begin, query_to_user, source.count)
     return Attended(pooled, pair_weights if return_weights else None, statistics)
+
+
+def _request(call: LocalActivationCall, layers: Layers, layout: Rows, stats: str) -> backends.Request:
+    def sizes(tensors, axis):
+        # While tracing, index() makes numbers of symbols.
+        return tuple(operator.index(tensor.shape[axis]) for tensor in tensors)
+
+    asked = {
+        "features": call.features,
+        "activation": call.activation,
+        "normalize": call.normalize,
+        "dice_training": layers.batch_statistics,
+        "query_to_user": call.query_to_user is not None,
+        "gather": len(call.query_ids) + len(call.history_ids) > 0,
+        "stats": stats,
+        "layout": "packed" if layout.width is None else "padded" if layout.row_index is None else "masked",
+        "query_widths": sizes(call.query_tables, 1),
+        "row_widths": sizes(call.history_tables, 1),
+        "hidden": sizes(call.weights[:-1], 0),
+        "backward": torch.is_grad_enabled(),
+    }
+    return backends.Request("local_activation", call.device.type, call.dtype, asked)
+
+
+def _by_reference(call: LocalActivationCall, layers: Layers, query, history):
+    """pooled, the pairs' weights and statistics; every layer of Dice takes its own kind of statistics."""
+    return reference.local_activation(
+        query.rows() if isinstance(query, Gather) else query,
+        history.rows() if isinstance(history, Gather) else call.history_tables[0],
+        call.begin,
+        call.length,
+        call.row_index,
+        call.row_mask,
+        call.query_to_user,
+        call.pair_begin,
+        call.total_pairs,
+        call.weights,
+        call.biases,
+        layers.params,
+        call.features,
+        call.activation,
+        call.normalize,
+        call.scale,
+    )
+
+
+def _by_kernels(call: LocalActivationCall, layers: Layers, query, history, backend: str):
+    """As `_by_reference`, by the registered op."""
+    gathers = {each.sparse for each in (query, history) if isinstance(each, Gather)}
+    if len(gathers) == 2:
+        raise ValueError("query and history must agree in sparse, got a Gather with True and one with False")
+    call = call._replace(
+        params=[layer[name] for layer in layers.params for name in call.param_names],
+        eps=[float(layer["eps"]) for layer in layers.params if options.ACTIVATIONS[call.activation].statistics],
+        sparse_grad=gathers == {True},
+    )
+    result = LocalActivationResult(*torch.ops.din_kernels.local_activation(*call, backend))
+    statistics: list = [None] * len(layers.params)
+    if call.dice_training:
+        count = (call.length if call.query_to_user is None else call.length[call.query_to_user]).sum()
+        means, variances = (rows.split(call.hidden) for rows in result.statistics)
+        statistics = [(mean, var, count) for mean, var in zip(means, variances, strict=True)]
+    return result.pooled, result.pair_weights.to(result.pooled.dtype), statistics
 
 
 def local_activation(
@@ -229,8 +212,18 @@ def local_activation(
         torch.Size([3, 8])
     """
     result = attend(
-        query, history, weights, biases, features=features, activation=activation, activation_params=activation_params,
-        normalize=normalize, scale=scale, query_to_user=query_to_user, return_weights=return_weights,
-        total_pairs=total_pairs, stats=stats,
-    )  # fmt: skip
+        query,
+        history,
+        weights,
+        biases,
+        features=features,
+        activation=activation,
+        activation_params=activation_params,
+        normalize=normalize,
+        scale=scale,
+        query_to_user=query_to_user,
+        return_weights=return_weights,
+        total_pairs=total_pairs,
+        stats=stats,
+    )
     return (result.pooled, result.weights) if return_weights else result.pooled

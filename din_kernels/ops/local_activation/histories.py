@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import torch
 
-from din_kernels import checks
 from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged, Padded
-
-# Asked once, here: torch.compile of torch 2.11 cannot trace the question.
-AUTOCAST_DEVICES = frozenset(
-    each for each in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(each)
-)
-
-
-def without_autocast(tensor: torch.Tensor):
-    """Context for kernels that compute in dtypes of their own: autocast reaches into an op's implementation, and into a
-    backward called under it, where it would lower our own products."""
-    device = tensor.device.type
-    if device not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, enabled=False)
+from din_kernels.ops.autocast import autocast_dtype
 
 
 class Source(NamedTuple):
@@ -31,6 +16,11 @@ class Source(NamedTuple):
 
     tables: list[torch.Tensor]  # [V_k, D_k] each
     ids: list[torch.Tensor]  # [n] each, or none: then row n is tables[0][n]
+
+    @property
+    def count(self) -> int:
+        """n."""
+        return (self.ids or self.tables)[0].shape[0]
 
 
 def source_of(rows: torch.Tensor | Gather) -> Source:
@@ -70,19 +60,26 @@ def rows_of(history: Jagged | Padded | Gather, padded_statistics: bool = False) 
     return Rows(source, begin if history.padding_side == "right" else begin + width - length, length, None, None, width)
 
 
-def pair_layout(layout: Rows, query_to_user, queries: int, rows: int, total_pairs: int | None):
-    """Where the weights of each candidate start, and how many there are in all."""
+class Pairs(NamedTuple):
+    """Where the weights of (candidate, behaviour) pairs are written."""
+
+    begin: torch.Tensor  # [Q], where those of each candidate start
+    total: int  # how many there are in all
+
+
+def pair_layout(layout: Rows, query_to_user, queries: int, total_pairs: int | None) -> Pairs:
+    """The history's own layout, candidate by candidate."""
     if layout.width is not None:
         user = slice(None) if query_to_user is None else query_to_user
         left = layout.begin[user] % layout.width if layout.width else layout.begin[user]
-        return torch.arange(queries, device=left.device) * layout.width + left, queries * layout.width
+        return Pairs(torch.arange(queries, device=left.device) * layout.width + left, queries * layout.width)
     if query_to_user is None:
-        return layout.begin, rows
+        return Pairs(layout.begin, layout.source.count)
     per_query = layout.length[query_to_user]
     end = per_query.cumsum(0)
     if total_pairs is None:
         total_pairs = int(end[-1]) if queries else 0
-    return end - per_query, total_pairs
+    return Pairs(end - per_query, total_pairs)
 
 
 def weights_in_layout(pair_weights, history, layout: Rows, pair_begin, query_to_user, queries: int):
@@ -107,11 +104,11 @@ def in_autocast_dtype(query, history):
     """
     if not isinstance(query, (torch.Tensor, Gather)):
         return query, history  # check_rows says so
-    device = query.device.type
-    if device not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
+    lower = autocast_dtype(query.device.type)
+    if lower is None:
         return query, history
     stored = next((each.dtype for each in (query, history) if isinstance(each, Gather)), None)
-    dtype = stored or torch.get_autocast_dtype(device)
+    dtype = stored or lower
 
     def lowered(rows: torch.Tensor) -> torch.Tensor:
         return rows.to(dtype) if rows.is_floating_point() and rows.dtype != torch.float64 else rows
@@ -123,43 +120,3 @@ def in_autocast_dtype(query, history):
     elif isinstance(history, Padded):
         history = Padded._trusted(lowered(history.values), history.lengths, history.mask, history.padding_side)
     return query, history
-
-
-def check_rows(query, history, query_to_user) -> None:
-    """Raises unless query and history fit each other."""
-    if isinstance(query, Gather):
-        if query.offsets is not None:
-            raise ValueError("query must be a Gather without offsets, got one with offsets")
-        dim = query.width
-    else:
-        checks.is_tensor("query", query, 2, "[Q, D]")
-        checks.is_floating("query", query)
-        dim = query.shape[1]
-    if not isinstance(history, (Jagged, Padded, Gather)):
-        raise TypeError(f"history must be a din_kernels.Jagged, Padded or Gather, got {type(history).__name__}")
-    if isinstance(history, Gather):
-        if history.offsets is None:
-            raise ValueError("history must be a Gather with offsets, got one without")
-        values, users = history, history.batch_size
-        if history.width != dim:
-            raise ValueError(f"history must have tables of width {dim} together (D of query), got {history.width}")
-    else:
-        values, trailing = history.values, 1 if isinstance(history, Jagged) else 2
-        users = history.batch_size
-        if values.dim() != trailing + 1 or values.shape[-1] != dim:
-            expected = f"[N, {dim}]" if trailing == 1 else f"[B, T, {dim}]"
-            raise ValueError(f"history must have shape {expected} (D of query), got {list(values.shape)}")
-    checks.same_dtype("history", values, "query", query)
-    checks.same_device("history", values, "query", query)
-    queries = query.num_rows if isinstance(query, Gather) else query.shape[0]
-    if query_to_user is None:
-        if queries != users:
-            raise ValueError(
-                f"query must have one row per history ({users}) unless query_to_user is given, got {queries}"
-            )
-        return
-    checks.is_tensor("query_to_user", query_to_user, 1, "[Q]")
-    checks.is_index("query_to_user", query_to_user)
-    checks.has_shape("query_to_user", query_to_user, (queries,), " (one per query)")
-    checks.same_device("query_to_user", query_to_user, "query", query)
-    checks.ids_within("query_to_user", query_to_user, users, f"{users} histories")

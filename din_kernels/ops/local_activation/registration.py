@@ -1,191 +1,119 @@
-"""The registered ops `local_activation` and `local_activation_backward`: implementation, fake and autograd formula."""
+"""The registered ops `local_activation` and `local_activation_backward`: fakes and autograd formula."""
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
-from din_kernels import backends, checks
-from din_kernels.ops.local_activation.histories import without_autocast
+from din_kernels.backends.calls import (
+    LocalActivationCall,
+    LocalActivationGradients,
+    LocalActivationGrads,
+    LocalActivationResult,
+    LocalActivationSaved,
+    arithmetic_dtype,
+)
+from din_kernels.ops.local_activation.checks import check_values
+from din_kernels.ops.registration import keep, kept, register, register_backward
 from din_kernels.ops.schemas import library
 
 
-def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which kernels compute on rows of `dtype`: fp32 for bf16 and fp16."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-# The CPU keeps it in double: scores of 10,000 and more leave fp32 no digit behind the point.
-LOGSUMEXP = {"cpu": torch.float64, "cuda": torch.float64}
-
-
-def rows_in(tables, ids) -> int:
-    """n of the rows [n, D] that tables and ids stand for."""
-    return ids[0].shape[0] if ids else tables[0].shape[0]
-
-
-def width_of(tables) -> int:
-    """D of the rows [n, D]."""
-    return sum(table.shape[1] for table in tables)
-
-
-def _check_values(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, query_to_user, pair_begin,
-                  total_pairs):  # fmt: skip
-    """Everything that the kernels would follow out of bounds, checked where the values are at hand: a trace, which has
-    none, ends here too."""
-    if not checks.at_hand(begin):
-        return
-    rows = rows_in(row_tables, row_ids)
-    capacity, end = rows if row_index is None else row_index.shape[0], begin + length
-    if begin.numel() and (int(length.min()) < 0 or int(begin.min()) < 0 or int(end.max()) > capacity):
-        raise ValueError(f"lengths must stay within the {capacity} history rows, got rows up to "
-                         f"{int(end.max())} and lengths from {int(length.min())}")  # fmt: skip
-    if bool((end[:-1] > begin[1:]).any()):
-        at = int((end[:-1] > begin[1:]).nonzero()[0])
-        raise ValueError(f"lengths must keep every history within its own rows, got {int(length[at])} for history "
-                         f"{at}, which reaches into the next")  # fmt: skip
-    within = functools.partial(checks.ids_within, readable=checks.at_hand)
-    if row_index is not None:
-        within("row_index", row_index, rows, "history rows")
-    if query_to_user is not None:
-        within("query_to_user", query_to_user, begin.shape[0], f"{begin.shape[0]} histories")
-    for name, tables, ids in (("query_ids", query_tables, query_ids), ("row_ids", row_tables, row_ids)):
-        for k, each in enumerate(ids):
-            within(f"{name}[{k}]", each, tables[k].shape[0])
-    if pair_begin is not None and pair_begin.numel():
-        last = int((pair_begin + (length if query_to_user is None else length[query_to_user])).max())
-        if int(pair_begin.min()) < 0 or last > total_pairs:
-            raise ValueError(f"pair_begin must keep all weights within total_pairs ({total_pairs}), got up to {last}")
-
-
-def _forward(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user,
-             pair_begin, total_pairs, *options):  # fmt: skip
-    _check_values(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, query_to_user, pair_begin,
-                  total_pairs)  # fmt: skip
-    *options, backend = options
-    with without_autocast(begin):
-        return backends.module(backend, "local_activation").forward(
-            query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, pair_begin,
-            total_pairs, *options,
-        )  # fmt: skip
-
-
-def _backward(grad_pooled, *arguments):
-    *arguments, backend = arguments
-    with without_autocast(grad_pooled):
-        return backends.module(backend, "local_activation").backward(grad_pooled, *arguments)
-
-
-def _forward_fake(query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user,
-                  pair_begin, total_pairs, weights, biases, params, eps, dice_training, sparse_grad, features,
-                  activation, normalize, scale, backend):  # fmt: skip
-    queries, dtype = rows_in(query_tables, query_ids), arithmetic_dtype(query_tables[0].dtype)
-    wide = query_tables[0].new_empty(0, dtype=dtype)
-    return (
-        query_tables[0].new_empty(queries, width_of(query_tables)),
-        wide.new_empty(queries if normalize == "softmax" else 0, dtype=LOGSUMEXP.get(backend, dtype)),
-        wide.new_empty(total_pairs),
-        wide.new_empty(2, sum(bias.shape[0] for bias in biases[:-1]) if dice_training else 0),
+def _fake(call: LocalActivationCall) -> LocalActivationResult:
+    like, wide = call.query_tables[0], arithmetic_dtype(call.dtype)
+    return LocalActivationResult(
+        pooled=like.new_empty(call.queries, call.dim),
+        logsumexp=like.new_empty(call.queries if call.normalize == "softmax" else 0, dtype=torch.float64),
+        pair_weights=like.new_empty(call.total_pairs, dtype=wide),
+        statistics=like.new_empty(2, sum(call.hidden) if call.dice_training else 0, dtype=wide),
     )
 
 
-def _backward_fake(grad_pooled, grad_pair_weights, query_tables, query_ids, row_tables, row_ids, begin, length,
-                   row_index, row_mask, query_to_user, pair_begin, total_pairs, weights, biases, params, eps,
-                   dice_training, sparse_grad, features, activation, normalize, scale, pooled, logsumexp, pair_weights,
-                   statistics, need_query, need_rows, backend):  # fmt: skip
-    def grads(tables, ids, needed):
-        rows = rows_in(tables, ids)
+def _backward_fake(
+    call: LocalActivationCall, saved: LocalActivationSaved, grads: LocalActivationGrads
+) -> LocalActivationGradients:
+    def of_rows(tables, rows, needed):
         return [table.new_empty((rows, table.shape[1]) if needed else 0) for table in tables]
 
-    return (
-        grads(query_tables, query_ids, need_query),
-        grads(row_tables, row_ids, need_rows),
-        *([t.new_empty(t.shape) for t in group] for group in (weights, biases, params)),
+    def of_layers(tensors):
+        return [tensor.new_empty(tensor.shape) for tensor in tensors]
+
+    return LocalActivationGradients(
+        query=of_rows(call.query_tables, call.queries, grads.need_query),
+        history=of_rows(call.history_tables, call.rows, grads.need_history),
+        weights=of_layers(call.weights),
+        biases=of_layers(call.biases),
+        params=of_layers(call.params),
     )
 
 
 def _setup_context(ctx, inputs, output):
-    (query_tables, query_ids, row_tables, row_ids, begin, length, row_index, row_mask, query_to_user, pair_begin,
-     ctx.total_pairs, weights, biases, params, *ctx.options) = inputs  # fmt: skip
-    groups = [query_tables, query_ids, row_tables, row_ids, weights, biases, params, output]
-    ctx.sizes = [len(group) for group in groups]
+    call, ctx.backend = LocalActivationCall(*inputs[:-1]), inputs[-1]
     # A table that the candidates share with the history takes one sparse gradient: torch cannot add two in bf16.
     ctx.shared = [
-        next((j for j, other in enumerate(row_tables) if row_ids and other is table), None) if query_ids else None
-        for table in query_tables
+        next((at for at, other in enumerate(call.history_tables) if call.history_ids and other is table), None)
+        if call.query_ids
+        else None
+        for table in call.query_tables
     ]
+    result = LocalActivationResult(*output)
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1], output[3])
-    ctx.save_for_backward(begin, length, row_index, row_mask, query_to_user, pair_begin,
-                          *(tensor for group in groups for tensor in group))  # fmt: skip
-
-
-def _table_grads(tables, ids, grads, needs, sparse):
-    """Gradients of tables from those of their rows: as they are, or one entry per id."""
-    if not ids:
-        return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
-    return [
-        None if not need
-        else _sparse(each, grad, table) if sparse
-        else torch.ops.aten.embedding_dense_backward(grad, each, table.shape[0], -1, False)
-        for table, each, grad, need in zip(tables, ids, grads, needs, strict=True)
-    ]  # fmt: skip
-
-
-def _sparse(ids, grad, table):
-    return torch.sparse_coo_tensor(ids.to(torch.int64).unsqueeze(0), grad, table.shape, check_invariants=False)
-
-
-def _join_shared(shared, grad_query, grad_rows):
-    """Moves sparse gradients of tables that the candidates share with the history into one per table."""
-    for k, j in enumerate(shared):
-        if j is None or grad_query[k] is None or grad_rows[j] is None or not grad_query[k].is_sparse:
-            continue
-        both = (grad_rows[j], grad_query[k])
-        indices = torch.cat([grad._indices() for grad in both], 1)
-        values = torch.cat([grad._values() for grad in both])
-        grad_rows[j] = torch.sparse_coo_tensor(indices, values, both[0].shape, check_invariants=False)
-        grad_query[k] = None
+    ctx.mark_non_differentiable(result.logsumexp, result.statistics)
+    keep(ctx, call, result)
 
 
 def _autograd(ctx, grad_pooled, _logsumexp, grad_pair_weights, _statistics):
-    begin, length, row_index, row_mask, query_to_user, pair_begin, *rest = ctx.saved_tensors
-    groups = []
-    for size in ctx.sizes:
-        groups.append(list(rest[:size]))
-        rest = rest[size:]
-    query_tables, query_ids, row_tables, row_ids, weights, biases, params, saved = groups
+    call, saved = kept(ctx)
+    needed = LocalActivationCall(*ctx.needs_input_grad[:-1])
     if grad_pooled is None:
-        grad_pooled = torch.zeros_like(saved[0])
-    *options, backend = ctx.options
-    needs_query, needs_rows = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-    grad_query, grad_rows, *grads = torch.ops.din_kernels.local_activation_backward(
-        grad_pooled, grad_pair_weights, query_tables, query_ids, row_tables, row_ids, begin, length, row_index,
-        row_mask, query_to_user, pair_begin, ctx.total_pairs, weights, biases, params, *options, *saved,
-        any(needs_query), any(needs_rows), backend,
-    )  # fmt: skip
-    sparse = options[2]
-    grad_query = _table_grads(query_tables, query_ids, grad_query, needs_query, sparse)
-    grad_rows = _table_grads(row_tables, row_ids, grad_rows, needs_rows, sparse)
-    _join_shared(ctx.shared, grad_query, grad_rows)
-    return (
-        grad_query,
-        [None] * len(query_ids),
-        grad_rows,
-        [None] * len(row_ids),
-        *(None,) * 7,
-        *grads,
-        None if options[0] else [],  # eps: an empty list passes for a list of tensors
-        *(None,) * len(options),
+        grad_pooled = torch.zeros_like(saved.pooled)
+    towards = LocalActivationGrads(grad_pooled, grad_pair_weights, any(needed.query_tables), any(needed.history_tables))
+    grads = LocalActivationGradients(
+        *torch.ops.din_kernels.local_activation_backward(*towards, *call, *saved, ctx.backend)
     )
+    query = _of_tables(call.query_tables, call.query_ids, grads.query, needed.query_tables, call.sparse_grad)
+    history = _of_tables(call.history_tables, call.history_ids, grads.history, needed.history_tables, call.sparse_grad)
+    _join_shared(ctx.shared, query, history)
+    none = LocalActivationCall(*[None] * len(call))
+    return *none._replace(
+        query_tables=query,
+        query_ids=[None] * len(call.query_ids),
+        history_tables=history,
+        history_ids=[None] * len(call.history_ids),
+        weights=grads.weights,
+        biases=grads.biases,
+        params=grads.params,
+        eps=None if call.eps else [],  # an empty list passes for a list of tensors
+    ), None
 
 
-def _no_double_backward(ctx, *grads):
-    raise NotImplementedError(
-        "local_activation has no double backward: its gradients cannot be differentiated again; "
-        "use din_kernels.use_backend('reference') for that"
-    )
+def _of_tables(tables, ids, grads, needed, sparse):
+    """Gradients of tables from those of their rows: as they are, or one entry per id."""
+
+    def of_table(at):
+        if not needed[at]:
+            return None
+        if not ids:
+            return grads[at]
+        if sparse:
+            return _sparse(ids[at].to(torch.int64).unsqueeze(0), grads[at], tables[at].shape)
+        return torch.ops.aten.embedding_dense_backward(grads[at], ids[at], tables[at].shape[0], -1, False)
+
+    return [of_table(at) for at in range(len(tables))]
+
+
+def _sparse(indices, values, shape):
+    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
+
+
+def _join_shared(shared, query, history):
+    """Moves sparse gradients of tables that the candidates share with the history into one per table."""
+    for at, of_history in enumerate(shared):
+        if of_history is None or query[at] is None or history[of_history] is None or not query[at].is_sparse:
+            continue
+        both = (history[of_history], query[at])
+        indices = torch.cat([grad._indices() for grad in both], 1)
+        values = torch.cat([grad._values() for grad in both])
+        history[of_history] = _sparse(indices, values, both[0].shape)
+        query[at] = None
 
 
 def _no_vmap(info, in_dims, *args):
@@ -194,11 +122,15 @@ def _no_vmap(info, in_dims, *args):
     )
 
 
-library.impl("local_activation", _forward, "CompositeExplicitAutograd")
-library.impl("local_activation_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("din_kernels::local_activation", _forward_fake, lib=library)
-torch.library.register_fake("din_kernels::local_activation_backward", _backward_fake, lib=library)
-torch.library.register_autograd("din_kernels::local_activation", _autograd, setup_context=_setup_context, lib=library)
-torch.library.register_autograd("din_kernels::local_activation_backward", _no_double_backward, lib=library)
+register("local_activation", LocalActivationCall, check_values, _fake)
+register_backward(
+    "local_activation",
+    LocalActivationCall,
+    LocalActivationSaved,
+    LocalActivationGrads,
+    _backward_fake,
+    _setup_context,
+    _autograd,
+)
 torch.library.register_vmap("din_kernels::local_activation", _no_vmap, lib=library)
 torch.library.register_vmap("din_kernels::local_activation_backward", _no_vmap, lib=library)

@@ -173,8 +173,9 @@ def _prepared(x, mask, *channels):
             *(None if each is None else each.float().contiguous() for each in channels))  # fmt: skip
 
 
-def forward(x, alpha, weight, bias, mean, var, mask, training, eps):
+def forward(call):
     """Kernel calls of the op's forward: y [N, C], mean and var used [C], count []."""
+    x, alpha, weight, bias, mean, var, mask, training, eps = call
     # Filled on the device: a number copied there would wait for it.
     count = torch.full((), x.shape[0], device=x.device) if mask is None else mask.sum()
     x, mask, alpha, weight, bias = _prepared(x, mask, alpha, weight, bias)
@@ -201,8 +202,10 @@ def forward(x, alpha, weight, bias, mean, var, mask, training, eps):
     return y, mean, var, count
 
 
-def backward(grad_y, x, alpha, weight, bias, mean, var, mask, training, eps):
+def backward(call, saved, grads):
     """Kernel calls of the op's backward: gradients of x [N, C] and alpha [C], of weight and bias [C] or [0]."""
+    x, alpha, weight, bias, _, _, mask, training, eps = call
+    (mean, var), (grad_y,) = saved, grads
     count = x.shape[0] if mask is None else mask.sum()
     affine = weight, bias
     grad_y = grad_y.contiguous()
