@@ -330,9 +330,8 @@ def test_penalty_and_gradient_equal_the_reference(dtype, padding_idx, sparse):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dice_equals_the_reference(dtype, training):
-    for rows, channels, masked, affine in (
-        (300, 19, False, True), (150, 3, True, False), (7, 83, True, True), (0, 3, False, False),
-    ):  # fmt: skip
+    cases = [(300, 19, False, True), (150, 3, True, False), (7, 83, True, True), (0, 3, False, False)]
+    for rows, channels, masked, affine in cases:
         generator = torch.Generator().manual_seed(rows)
         x = (torch.randn(rows, channels, generator=generator) + 0.5).to(dtype)
         alpha, mean, weight, bias = torch.randn(4, channels, generator=generator)

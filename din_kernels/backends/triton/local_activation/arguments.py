@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
     history: Source
     where: Where
     mlp: Layers
-    term: Tensor | None  # [Q, H1] fp32, c_i, by term_kernel
+    term: Tensor  # [Q, H1] fp32, c_i, by term_kernel
     folded: Tensor | None  # outer: A [last - first, H1, D]
 
 

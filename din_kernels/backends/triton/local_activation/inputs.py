@@ -36,10 +36,6 @@ class Prepared(NamedTuple):
         inputs = self.inputs._replace(mlp=mlp._replace(params=params))
         return self._replace(inputs=inputs, unit=unit._replace(steps=_steps(params)))
 
-    def with_term(self, term: torch.Tensor) -> Prepared:
-        """The same with c [Q, H1]."""
-        return self._replace(inputs=self.inputs._replace(term=term))
-
 
 def inverse_deviation(var: torch.Tensor, eps: float) -> torch.Tensor:
     """1 / sqrt(var + eps) in fp32: once a call, where kernels would repeat it for every tile and round thrice."""
@@ -91,21 +87,25 @@ def unit_of(
 
 def _steps(params: tuple[tuple[torch.Tensor, ...], ...]) -> tuple[tuple[int, ...], ...]:
     """Per layer and parameter 1, or 0 where one number stands for all channels."""
-    return tuple(tuple(int(p.numel() > 1) for p in layer) for layer in params)
+    return tuple([tuple([int(p.numel() > 1) for p in layer]) for layer in params])
 
 
 def _contiguous(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    return tuple(tensor.contiguous() for tensor in tensors)
+    return tuple([tensor.contiguous() for tensor in tensors])
 
 
 def _params(call: LocalActivationCall) -> tuple[tuple[torch.Tensor, ...], ...]:
-    """Per hidden layer; of Dice alpha and, where statistics are given, mean and 1 / sqrt(var + eps)."""
-    hidden = len(call.weights) - 1
-    each = len(call.params) // hidden if hidden else 0
-    params = tuple(_contiguous(call.params[each * at : each * (at + 1)]) for at in range(hidden))
-    if call.activation == "dice" and not call.dice_training:
-        eps = call.eps
-        params = tuple((a, mean, inverse_deviation(var, e)) for (a, mean, var), e in zip(params, eps, strict=True))
+    """Per hidden layer the activation's parameters, with 1 / sqrt(var + eps) in place of a given variance."""
+    names, hidden = call.param_names, len(call.weights) - 1
+    if not names:
+        return ((),) * hidden
+    params = tuple([_contiguous(call.params_of(layer)) for layer in range(hidden)])
+    if "var" in names:
+        at = names.index("var")
+        params = tuple(
+            (*own[:at], inverse_deviation(own[at], eps), *own[at + 1 :])
+            for own, eps in zip(params, call.eps, strict=True)
+        )
     return params
 
 
@@ -121,11 +121,13 @@ def _first_weight(weight: torch.Tensor, dim: int, features: str):
 
 
 def prepare(call: LocalActivationCall) -> Prepared:
-    """Gathers and describes the inputs."""
+    """Gathers and describes the inputs; c is yet to be made."""
     query = Source(_contiguous(call.query_tables), _contiguous(call.query_ids))
     history = Source(_contiguous(call.history_tables), _contiguous(call.history_ids))
     weights, params = _contiguous(call.weights), _params(call)
-    query_widths, history_widths = (tuple([t.shape[1] for t in source.tables]) for source in (query, history))
+    queries, rows = (query.ids or query.tables)[0].shape[0], (history.ids or history.tables)[0].shape[0]
+    query_widths = tuple([table.shape[1] for table in query.tables])
+    history_widths = tuple([table.shape[1] for table in history.tables])
     weight_q, weight_k, weight_qk = _first_weight(weights[0], sum(history_widths), call.features)
     device, dtype = history.tables[0].device, history.tables[0].dtype
     unit = unit_of(
@@ -140,13 +142,14 @@ def prepare(call: LocalActivationCall) -> Prepared:
     row_mask = None if call.row_mask is None else call.row_mask.view(torch.uint8)
     where = Where(call.begin, call.length, call.row_index, row_mask, call.query_to_user)
     mlp = Layers(weights, _contiguous(call.biases), params, weight_k, weight_qk)
+    term = torch.empty(queries, unit.widths[0], dtype=torch.float32, device=device)
     return Prepared(
         given=call,
-        inputs=Inputs(query, history, where, mlp, term=None, folded=None),
+        inputs=Inputs(query, history, where, mlp, term, folded=None),
         unit=unit,
         weight_q=weight_q,
-        queries=(query.ids or query.tables)[0].shape[0],
-        rows=(history.ids or history.tables)[0].shape[0],
+        queries=queries,
+        rows=rows,
         users=call.begin.shape[0],
         device=device,
         dtype=dtype,

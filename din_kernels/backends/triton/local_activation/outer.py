@@ -13,17 +13,18 @@ from typing import NamedTuple
 
 import torch
 
+from din_kernels.backends.triton.local_activation.arguments import Inputs
 from din_kernels.backends.triton.local_activation.inputs import Prepared, query_rows
 
 CHUNK_BYTES = 64 * 2**20  # of A [chunk, H1, D]
 
 
 class Chunk(NamedTuple):
-    """Candidates first .. last; for outer with their A [last - first, H1, D]."""
+    """Candidates first .. last."""
 
     first: int
     last: int
-    folded: torch.Tensor | None
+    inputs: Inputs  # for outer with their A [last - first, H1, D]
 
 
 def weight_outer(weight: torch.Tensor, dim: int) -> torch.Tensor:
@@ -34,7 +35,7 @@ def weight_outer(weight: torch.Tensor, dim: int) -> torch.Tensor:
 def chunks(call: Prepared) -> Iterator[Chunk]:
     """All candidates, for outer chunk by chunk."""
     if call.features != "outer":
-        yield Chunk(0, call.queries, None)
+        yield Chunk(0, call.queries, call.inputs)
         return
     dim, width = call.unit.dim, call.unit.widths[0]
     weight = call.inputs.mlp.weights[0].to(call.dtype)
@@ -44,7 +45,7 @@ def chunks(call: Prepared) -> Iterator[Chunk]:
     for first in range(0, max(call.queries, 1), chunk):
         last = min(first + chunk, call.queries)
         folded = torch.addmm(weight_k, query_rows(call, first, last), by_query)
-        yield Chunk(first, last, folded.view(last - first, width, dim))
+        yield Chunk(first, last, call.inputs._replace(folded=folded.view(last - first, width, dim)))
 
 
 class FirstLayerOfOuter:

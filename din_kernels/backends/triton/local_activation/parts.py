@@ -79,14 +79,15 @@ class Gradients:
         difference = [weight_q - weight_k] if call.features == "concat" else []
         return torch.cat([weight_q, weight_k, *difference, weight_qk], 1)
 
-    def _params(self, layer: int, batch_statistics: bool) -> list[torch.Tensor]:
+    def _params(self, layer: int) -> list[torch.Tensor]:
         """dslope; or dalpha and, of given statistics, dmean and dvar."""
-        params = self.call.inputs.mlp.params[layer][: 1 if batch_statistics else None]
-        sums = self.sums_of(layer)
+        names, params, sums = self.call.given.param_names, self.call.given.params_of(layer), self.sums_of(layer)
         found = list(sums[: len(params)])
-        if len(params) == 3:
-            inverse = params[2]
-            found[1:] = [-sums[1] * inverse, -0.5 * sums[2] * inverse.square()]
+        if "var" in names:
+            # Both statistics flow through zhat = (z - mean) / sqrt(var + eps): sums of g, and of g zhat.
+            inverse = self.call.inputs.mlp.params[layer][names.index("var")]
+            found[names.index("mean")] = -sums[1] * inverse
+            found[names.index("var")] = -0.5 * sums[2] * inverse.square()
         return [g if p.numel() > 1 else g.sum(0, keepdim=True) for g, p in zip(found, params, strict=True)]
 
     def all(
@@ -104,7 +105,7 @@ class Gradients:
             if layer:
                 weights.append(self._field(at.weight, widths[layer], widths[layer - 1]))
                 biases.append(self._field(at.bias, widths[layer]))
-            params += self._params(layer, call.given.dice_training)
+            params += self._params(layer)
         if layout.layers:
             weights.append(self._field(layout.weight_last, 1, widths[-1]))
             biases.append(self._field(layout.bias_last, 1))

@@ -29,16 +29,15 @@ from din_kernels.backends.triton.local_activation.plan import Launch, plan
 from din_kernels.backends.triton.local_activation.statistics import statistics_kernel
 
 
-def _with_term(call: Prepared) -> Prepared:
-    """The call with c [Q, H1] fp32."""
+def _make_term(call: Prepared) -> None:
+    """Makes c."""
     unit = call.unit
-    term = torch.empty(call.queries, unit.widths[0], dtype=torch.float32, device=call.device)
     if call.queries:
         term_kernel[(triton.cdiv(call.queries, TERM_ROWS),)](
             call.inputs.query,
             call.weight_q,
             call.inputs.mlp.biases[0],
-            term,
+            call.inputs.term,
             call.queries,
             BLOCK=TERM_ROWS,
             D_SPANS=unit.d_spans,
@@ -49,7 +48,6 @@ def _with_term(call: Prepared) -> Prepared:
             PRECISION=chips.dot_precision(call.dtype),
             num_warps=8,
         )
-    return call.with_term(term)
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
@@ -62,9 +60,8 @@ def _moments(call: Prepared, launch: Launch, layer: int) -> tuple[torch.Tensor, 
     for chunk in chunks(call):
         count = torch.zeros(launch.programs, dtype=torch.float32, device=call.device)
         mean, square = (count.new_zeros(launch.programs, width) for _ in range(2))
-        inputs = call.inputs._replace(folded=chunk.folded)
         statistics_kernel[(launch.programs,)](
-            inputs,
+            chunk.inputs,
             count,
             mean,
             square,
@@ -110,7 +107,7 @@ def forward(given: LocalActivationCall) -> LocalActivationResult:
     statistics = torch.empty(2, 0, **wide)
     with on_device_of(given.begin):
         launch = plan(call, backward=False, splits=given.features != "outer")
-        call = _with_term(call)
+        _make_term(call)
         if given.dice_training:
             call, statistics = _with_statistics(call, launch)
         result = LocalActivationResult(pooled, logsumexp, pair_weights, statistics)
@@ -124,7 +121,7 @@ def forward(given: LocalActivationCall) -> LocalActivationResult:
             results = Results(parts, top, total, given.pair_begin, pair_weights)
         for chunk in chunks(call):
             forward_kernel[(launch.programs,)](
-                call.inputs._replace(folded=chunk.folded),
+                chunk.inputs,
                 results,
                 queries,
                 chunk.first,
@@ -210,12 +207,12 @@ class _Backward:
             order = Order(None, None)
             if self.shared == "ordered":
                 order = _by_user(call.given.query_to_user, chunk, launch.programs)
-            grad_folded = None
-            if chunk.folded is not None and whole:
-                grad_folded = torch.empty(chunk.folded.shape, **self.wide)
+            folded, grad_folded = chunk.inputs.folded, None
+            if folded is not None and whole:
+                grad_folded = torch.empty(folded.shape, **self.wide)
             grad_history = self.grad_history if self.need_history and whole else ()
             backward_kernel[(launch.programs,)](
-                call.inputs._replace(folded=chunk.folded),
+                chunk.inputs,
                 self.given,
                 Grads(self.grad_query, self.grad_term, grad_folded, grad_history, parts),
                 order,
@@ -256,7 +253,7 @@ def backward(
     """Kernel calls of the op's backward."""
     made = _Backward(given, saved, grads)
     with on_device_of(given.begin):
-        made.call = _with_term(made.call)
+        _make_term(made.call)
         if given.dice_training:
             made.through_statistics(saved.statistics)
         gradients = made.launch(-1)
