@@ -162,13 +162,14 @@ def dice_gradient(z, dy, own, FAST: tl.constexpr):
     """
     zhat, p = dice_gate(z, own, FAST)
     du = dy * z * (1.0 - own.alpha) * p * (1.0 - p)
+    direct = dy * (own.alpha + (1.0 - own.alpha) * p)
+    sums = DiceSums(dy * z * (1.0 - p), du, du * zhat)
     g = du
     if len(own.affine) > 0:
         g = own.affine.weight * du
     if len(own.averages) > 0:
         g = g - own.averages.g - zhat * own.averages.g_zhat
-    dz = dy * (own.alpha + (1.0 - own.alpha) * p) + own.inverse * g
-    return dz, DiceSums(dy * z * (1.0 - p), du, du * zhat)
+    return direct + own.inverse * g, sums
 
 
 # --- by name, for the unit --------------------------------------------------------------------------------------------
