@@ -10,7 +10,8 @@ BUILT := $(VENV)/.built-cuda-$(or $(DIN_KERNELS_CUDA),auto)
 NATIVE := setup.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATTED := $(filter %.cpp %.cu %.cuh %.h,$(NATIVE))
 
-.PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized test-gpu gpu-check lint format bench build clean
+.PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized test-gpu gpu-check lint format docs bench
+.PHONY: build clean
 
 demo: $(BUILT)
 	$(BIN)/din-kernels demo $(if $(DATA),--data $(DATA))
@@ -24,14 +25,14 @@ test-triton: $(BUILT)
 
 # Every Triton kernel compiled for sm_80, sm_89, sm_90 and sm_100, no GPU needed; writes docs/results/triton_cubins.md.
 cubins: $(BUILT)
-	$(BIN)/python benchmarks/triton_cubins.py
+	$(BIN)/python tools/triton_cubins.py
 
 # On a machine with a GPU: build, GPU tests, benchmarks, one JSON, in under 9 minutes. With $(PYTHON) where its torch
 # sees the GPU, so that no network is needed; else with the virtual environment (TORCH must name a CUDA build then).
 gpu-check:
 	if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; \
-	then $(PYTHON) benchmarks/gpu_check.py; \
-	else $(MAKE) build && $(BIN)/python benchmarks/gpu_check.py --no-build; fi
+	then $(PYTHON) tools/gpu_check.py; \
+	else $(MAKE) build && $(BIN)/python tools/gpu_check.py --no-build; fi
 
 # Every test that needs a GPU, with every combination of options; `gpu-check` runs a representative set. With what is
 # installed beside $(PYTHON); pytest-xdist, where it is, spreads the compilations.
@@ -62,11 +63,17 @@ lint: $(BUILT)
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+	$(BIN)/mypy
 
 format: $(BUILT)
 	$(BIN)/ruff check -q --fix .
 	$(BIN)/ruff format -q .
 	$(BIN)/clang-format -i $(FORMATTED)
+
+# The documentation and the reference made from docstrings as one site in build/site. Strict: a broken link or anchor, a
+# missing docstring, a public name or page that is left out fails.
+docs: $(BUILT)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(BUILT)
 	$(BIN)/din-kernels bench
@@ -76,7 +83,7 @@ build: $(BUILT)
 # Editable: a changed Python file needs no build. test_build.py checks that a wheel holds the same files.
 $(BUILT): $(DEPENDENCIES) $(NATIVE)
 	rm -f $(VENV)/.built-*
-	$(BIN)/pip install -q --no-build-isolation -e '.[test,lint]'
+	$(BIN)/pip install -q --no-build-isolation -e '.[test,lint,docs]'
 	touch $@
 
 $(DEPENDENCIES): pyproject.toml

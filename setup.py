@@ -50,11 +50,18 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # kept, so that the next build is incremental
         cmake = tool("cmake", "CMAKE_BIN_DIR")
         configure = [
-            cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+            cmake,
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            "-G",
+            "Ninja",
+            "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        ]  # fmt: skip
+        ]
         # Unset options return to their defaults: the build folder remembers those of the last build.
         configure += [f"-D{name}={os.environ[name]}" if name in os.environ else f"-U{name}" for name in CMAKE_OPTIONS]
         subprocess.run(configure + shlex.split(os.environ.get("CMAKE_ARGS", "")), check=True)

@@ -86,20 +86,26 @@ def compare(rows: int, channels: int, seconds: float) -> list[dict]:
     for what in ("training", "evaluation"):
         for module in made.values():
             module.train(what == "training")
-        calls = {name: (lambda module=module: both(module, x, grad)) if what == "training" else evaluated(module)
-                 for name, module in made.items()}  # fmt: skip
+        calls = {
+            name: (lambda module=module: both(module, x, grad)) if what == "training" else evaluated(module)
+            for name, module in made.items()
+        }
         calls["copy"] = lambda: copied.copy_(x.detach())
         times[what] = harness.interleaved(calls, seconds / 2, (10, 1000), 3)
     copy = times["training"]["copy"].median * 1e3
     best = {what: each[FUSED].median for what, each in times.items()}
     return [
-        {"variant": name, "shape": f"[{rows}, {channels}]",
-         "training, ms": times["training"][name].median * 1e3,
-         "over fused": times["training"][name].median / best["training"], "floor, ms": 4.5 * copy,
-         "evaluation, ms": times["evaluation"][name].median * 1e3,
-         "over fused in evaluation": times["evaluation"][name].median / best["evaluation"]}
+        {
+            "variant": name,
+            "shape": f"[{rows}, {channels}]",
+            "training, ms": times["training"][name].median * 1e3,
+            "over fused": times["training"][name].median / best["training"],
+            "floor, ms": 4.5 * copy,
+            "evaluation, ms": times["evaluation"][name].median * 1e3,
+            "over fused in evaluation": times["evaluation"][name].median / best["evaluation"],
+        }
         for name in made
-    ]  # fmt: skip
+    ]
 
 
 def main() -> int:

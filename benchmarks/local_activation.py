@@ -56,10 +56,14 @@ def main() -> int:
         rows, reasons = measure(inputs, variants_of(name), options.seconds)
         longest = int(inputs.history.lengths().max())
         shape = {
-            "about": SHAPES[name].about, "D": inputs.unit.dim, "H": list(inputs.unit.hidden),
-            "N": inputs.history.num_rows, "pairs": inputs.pairs, "padded to": longest,
+            "about": SHAPES[name].about,
+            "D": inputs.unit.dim,
+            "H": list(inputs.unit.hidden),
+            "N": inputs.history.num_rows,
+            "pairs": inputs.pairs,
+            "padded to": longest,
             "GFLOP forward": round(work(inputs) / 1e9, 4),
-        }  # fmt: skip
+        }
         console.print(time_table(f"{name}: {shape['about']}, D={shape['D']}, {shape['pairs']} pairs", rows))
         for variant, reason in reasons.items():
             console.print(f"{variant} does not run here: {reason}", soft_wrap=True)

@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from din_kernels import data
+from din_kernels import data, files
 from din_kernels.models import DINConfig
 from din_kernels.training import TrainingOptions, build, load_recipe, sizes_of, train
 
@@ -66,13 +67,19 @@ def execute(run: Run, interactions: data.Interactions, epochs: int) -> dict[str,
 def load_runs(path: Path) -> dict[Run, dict[str, list[float]]]:
     """Runs that a file holds."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {Run(**line["run"]): line["metrics"] for line in lines}
+    return {
+        Run(**line["run"]): {
+            metric: [math.nan if value is None else value for value in values]  # a metric that was not defined
+            for metric, values in line["metrics"].items()
+        }
+        for line in lines
+    }
 
 
 def chosen(runs: dict[Run, dict[str, list[float]]], activation: str, regularizer: str) -> tuple[Run, int, float]:
     """The tuning run and the epoch, from 1, with the highest user AUC on validation samples, and that AUC."""
     tried = {
-        run: metrics["user_auc"]
+        run: np.nan_to_num(metrics["user_auc"], nan=-math.inf).tolist()
         for run, metrics in runs.items()
         if (run.phase, run.activation, run.regularizer) == ("tuning", activation, regularizer)
     }
@@ -84,15 +91,14 @@ def run_all(name: str, path: Path, epochs: int, seeds: int) -> None:
     """Tunes, chooses and trains anew, skipping the runs that are done."""
     interactions = data.load(path)
     file = RESULTS / f"{name}.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
     runs = load_runs(file)
 
     def ensure(run: Run) -> None:
         if run in runs:
             return
         runs[run] = execute(run, interactions, epochs)
-        with file.open("a") as out:
-            out.write(json.dumps({"run": dataclasses.asdict(run), "metrics": runs[run]}) + "\n")
+        line = {"run": dataclasses.asdict(run), "metrics": runs[run]}
+        files.append_line(file, files.json_text(line))
         print(run, [round(value, 4) for value in runs[run]["user_auc"]], flush=True)
 
     for lr in RATES:
@@ -119,12 +125,14 @@ def rows_of(runs: dict[Run, dict[str, list[float]]]) -> list[dict]:
             if (activation, regularizer) not in tuned:
                 continue
             best, epoch, validation = chosen(runs, activation, regularizer)
-            final = [metrics for run, metrics in runs.items()
-                     if dataclasses.replace(run, phase="tuning", seed=0) == best and run.phase == "final"]  # fmt: skip
+            final = [
+                metrics
+                for run, metrics in runs.items()
+                if dataclasses.replace(run, phase="tuning", seed=0) == best and run.phase == "final"
+            ]
             if final:
-                rows.append({"best": best, "epoch": epoch, "validation": validation, "seeds": len(final)} | {
-                    metric: np.array([metrics[metric] for metrics in final]) for metric in METRICS
-                })  # fmt: skip
+                row = {"best": best, "epoch": epoch, "validation": validation, "seeds": len(final)}
+                rows.append(row | {metric: np.array([metrics[metric] for metrics in final]) for metric in METRICS})
     return rows
 
 
@@ -174,9 +182,14 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
         epochs = np.arange(1, row["auc"].shape[1] + 1)
         for axis, metric in zip(axes, ("user_auc", "auc"), strict=True):
             mean, deviation = row[metric].mean(0), row[metric].std(0)
-            (line,) = axis.plot(epochs, mean, "-o" if best.activation == "dice" else "--s", ms=4,
-                                color={"none": "C3", "l2": "C1", "mba": "C0"}[best.regularizer],
-                                label=name_of(best))  # fmt: skip
+            (line,) = axis.plot(
+                epochs,
+                mean,
+                "-o" if best.activation == "dice" else "--s",
+                ms=4,
+                color={"none": "C3", "l2": "C1", "mba": "C0"}[best.regularizer],
+                label=name_of(best),
+            )
             axis.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.15, color=line.get_color(), lw=0)
             axis.plot(row["epoch"], mean[row["epoch"] - 1], "*", ms=13, color=line.get_color())
     for axis, label in zip(axes, ("test user AUC", "test AUC"), strict=True):
@@ -184,25 +197,33 @@ def plot(rows: list[dict], path: Path, title: str) -> None:
         axis.set_ylabel(label)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
     figure.suptitle(f"{title}: mean and standard deviation over {min(row['seeds'] for row in rows)} seeds or more")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with files.replacing(path) as out:
+        figure.savefig(out, format="png", dpi=110)
 
 
 def report() -> None:
     """Writes docs/results/regularization.md and a plot per data set."""
-    parts = ["# Regularization and activation on real data\n", __doc__.strip().split("\n\n")[1] + "\n",
-             "Written by `python benchmarks/regularization.py report`; mean ± standard deviation.\n"]  # fmt: skip
+    parts = [
+        "# Regularization and activation on real data\n",
+        __doc__.strip().split("\n\n")[1] + "\n",
+        "Written by `python benchmarks/regularization.py report`; mean ± standard deviation.\n",
+    ]
     for file in sorted(RESULTS.glob("*.jsonl")):
         rows = rows_of(load_runs(file))
         if not rows:
             continue
         picture = f"regularization_{file.stem}.png"
         plot(rows, DOCS / picture, file.stem)
-        parts += [f"## {file.stem}\n", table(rows), f"![Test metrics per epoch]({picture})\n",
-                  "Test user AUC after every epoch:\n", table_per_epoch(rows, "user_auc"),
-                  "Test AUC after every epoch:\n", table_per_epoch(rows, "auc")]  # fmt: skip
-    DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "regularization.md").write_text("\n".join(parts))
+        parts += [
+            f"## {file.stem}\n",
+            table(rows),
+            f"![Test metrics per epoch]({picture})\n",
+            "Test user AUC after every epoch:\n",
+            table_per_epoch(rows, "user_auc"),
+            "Test AUC after every epoch:\n",
+            table_per_epoch(rows, "auc"),
+        ]
+    files.write_text(DOCS / "regularization.md", "\n".join(parts))
 
 
 def main() -> None:

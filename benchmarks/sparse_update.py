@@ -75,8 +75,10 @@ def variants(rule: str, rows: int, counts: torch.Tensor, which: list[str]) -> di
             made[name] = stepper.with_optimizer(optimizer), stepper.table.weight.detach
         elif name == PEER and rule in TORCH:
             stepper = Stepper(rows)
-            made[name] = stepper.with_optimizer(TORCH[rule](stepper.table.parameters(), lr=LR)), \
-                stepper.table.weight.detach  # fmt: skip
+            made[name] = (
+                stepper.with_optimizer(TORCH[rule](stepper.table.parameters(), lr=LR)),
+                stepper.table.weight.detach,
+            )
         elif name == TBE and rule in FBGEMM:
             table = tbe(rule, rows)
             if table is not None:
@@ -97,8 +99,10 @@ def tbe(rule: str, rows: int) -> tuple[Callable, Callable] | None:
         return None
     table = SplitTableBatchedEmbeddingBagsCodegen(
         [(rows, DIM, EmbeddingLocation.HOST, ComputeDevice.CPU)],
-        optimizer=getattr(EmbOptimType, FBGEMM[rule]), learning_rate=LR, eps=1e-8,
-    )  # fmt: skip
+        optimizer=getattr(EmbOptimType, FBGEMM[rule]),
+        learning_rate=LR,
+        eps=1e-8,
+    )
     (weight,) = table.split_embedding_weights()
     weight.copy_(Stepper(rows).table.weight.detach())
     offsets: dict[int, torch.Tensor] = {}
@@ -145,8 +149,16 @@ def compare(rules: list[str], rows: int, seconds: float) -> list[dict]:
         )
         best = timings[FUSED_MBA]
         for name, timing in timings.items():
-            result.append({"rule": rule, "variant": name, "ms": timing.median * 1e3, "p20": timing.p20 * 1e3,
-                           "p80": timing.p80 * 1e3, "over fused + MBA": timing.median / best.median})  # fmt: skip
+            result.append(
+                {
+                    "rule": rule,
+                    "variant": name,
+                    "ms": timing.median * 1e3,
+                    "p20": timing.p20 * 1e3,
+                    "p80": timing.p80 * 1e3,
+                    "over fused + MBA": timing.median / best.median,
+                }
+            )
     return result
 
 
@@ -164,10 +176,16 @@ def over_sizes(rule: str, seconds: float) -> list[dict]:
     timings = harness.interleaved(calls, seconds, (20, 2000), 5)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return [
-        {"rule": rule, "rows": rows, "ms": timing.median * 1e3, "p20": timing.p20 * 1e3,
-         "over the smallest": timing.median / timings[sizes[0]].median, "peak memory grew by, MB (all sizes)": grown}
+        {
+            "rule": rule,
+            "rows": rows,
+            "ms": timing.median * 1e3,
+            "p20": timing.p20 * 1e3,
+            "over the smallest": timing.median / timings[sizes[0]].median,
+            "peak memory grew by, MB (all sizes)": grown,
+        }
         for rows, timing in timings.items()
-    ]  # fmt: skip
+    ]
 
 
 def main() -> int:

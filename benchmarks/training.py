@@ -27,6 +27,7 @@ from din_kernels.commands.train import load_data
 from din_kernels.data import Batch
 from din_kernels.jagged import Jagged
 from din_kernels.models import DIN, DINConfig
+from din_kernels.nn.local_activation import LocalActivationUnit
 from din_kernels.training import PHASES, Optimizers, Stopwatch, TrainingOptions, build, load_recipe, sizes_of, train
 from din_kernels.training.loop import train_step
 
@@ -34,29 +35,47 @@ OURS, LONGEST, HUNDRED = "DIN, fused", "eager, padded to the longest", "eager, p
 SUM = "sum pooling"
 
 
-class PaddedDIN(DIN):
-    """DIN as libraries write it: ids padded to `width` (None: the batch's longest history), features of every pair."""
+class PaddedUnit(LocalActivationUnit):
+    """The unit as libraries write it, features of every pair."""
 
-    width: int | None = None
+    def forward(self, query, history, mask, user) -> torch.Tensor:
+        """`query [Q, D]`, `history [U, T, D]`, `mask [U, T]`, `user [Q]` -> `[Q, D]`."""
+        weights, biases = [each.weight for each in self.linears], [each.bias for each in self.linears]
+        options = {"params": self._activation_params(), "normalize": self.normalize, "scale": self.scale}
+        return padded_unit(query, history[user], mask[user], weights, biases, self.features, self.activation, **options)
+
+
+class PaddedDIN(DIN):
+    """DIN as libraries write it: ids padded to `width` (None: the batch's longest history).
+
+    Its values are those of DIN of the same seed. Padding counts as "data" where a `stopwatch` is given.
+    """
+
+    def __init__(self, config: DINConfig, width: int | None):
+        super().__init__(config)
+        self.width = width
+        self.stopwatch: Stopwatch | None = None
+        for name, unit in self.units.items():
+            options = {"normalize": config.normalize, "scale": config.scale}
+            sizes = config.width, config.attention_hidden
+            padded = PaddedUnit(*sizes, config.attention_activation, config.features, **options)
+            padded.load_state_dict(unit.state_dict())
+            self.units[name] = padded
 
     def interests(self, inputs: dict[str, Any], candidate: torch.Tensor) -> list[torch.Tensor]:
         """`[Q, D]` per history."""
         user, found = inputs["query_to_user"], []
         for name, fields in self.config.histories.items():
-            ids, unit = inputs["histories"][name], self.units[name]
+            ids = inputs["histories"][name]
             if self.stopwatch is not None:
                 self.stopwatch.enter("data")
             lengths = ids["offsets"].diff()
             padded = {field: Jagged(ids[field], ids["offsets"]).to_padded(self.width, 0) for field, _ in fields}
             mask = torch.arange(next(iter(padded.values())).shape[1]) < lengths[:, None]
-            self._enter("embedding", "embedding")
+            if self.stopwatch is not None:
+                self.stopwatch.enter("embedding")
             rows = torch.cat([self.embeddings[table](padded[field]) for field, table in fields], -1)  # [U, T, D]
-            query, rows = self._enter("unit", "embedding", candidate, rows)
-            found.append(padded_unit(
-                query, rows[user], mask[user], [each.weight for each in unit.linears],
-                [each.bias for each in unit.linears], unit.features, unit.activation, unit._activation_params(),
-                unit.normalize, unit.scale,
-            ))  # fmt: skip
+            found.append(self.units[name](candidate, rows, mask, user))
         return found
 
 
@@ -67,14 +86,16 @@ class Side:
         self.model = made(name, config, options.seed)
         self.optimizers = Optimizers(self.model, options)
         self.stopwatch = Stopwatch()
-        self.model.stopwatch = self.stopwatch
+        if isinstance(self.model, PaddedDIN):
+            self.model.stopwatch = self.stopwatch
 
     def step(self, batch: Batch) -> float:
         """One update; time before and after it belongs to nobody."""
         spent = self.stopwatch.seconds["other"]
         self.stopwatch.enter("other")
         self.stopwatch.seconds["other"] = spent
-        loss = train_step(self.model, self.optimizers, batch, self.stopwatch)
+        with self.stopwatch.attached(self.model):
+            loss = train_step(self.model, self.optimizers, batch, self.stopwatch)
         self.stopwatch.enter("other")
         return loss.item()
 
@@ -84,18 +105,14 @@ def made(name: str, config: DINConfig, seed: int):
     if name in (OURS, SUM):
         return build("din" if name == OURS else "embedding-mlp", config, seed)
     torch.manual_seed(seed)
-    model = PaddedDIN(config)
-    model.width = 100 if name == HUNDRED else None
-    return model
+    return PaddedDIN(config, 100 if name == HUNDRED else None)
 
 
 def forever(split, interactions, options: TrainingOptions, max_length: int | None) -> Iterator[Batch]:
     """Training batches, one epoch after the other."""
     for epoch in itertools.count():
-        yield from data.batches(
-            split.train, interactions, options.batch_size, shuffle=True, seed=options.seed, epoch=epoch,
-            max_length=max_length,
-        )  # fmt: skip
+        order = {"shuffle": True, "seed": options.seed, "epoch": epoch}
+        yield from data.batches(split.train, interactions, options.batch_size, max_length=max_length, **order)
 
 
 def time_steps(split, interactions, config: DINConfig, options: TrainingOptions, steps: int) -> list[dict[str, Any]]:
@@ -139,9 +156,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     harness.add_save(parser)
     given = parser.parse_args()
-    path = given.data or str(environment.data_folder() / "amazon_beauty")
-    if path != "generated" and not Path(path).exists():
-        print(f"skipped: no data at {path} (DIN_KERNELS_TEST_DATA names another folder)", file=sys.stderr)
+    try:
+        path = given.data or str(environment.data_set("amazon_beauty"))
+    except FileNotFoundError as missing:
+        print(f"skipped: {missing}", file=sys.stderr)
         return 0
     settings, training = load_recipe(given.recipe)
     options = TrainingOptions(**(training | {"seed": given.seed, "epochs": given.epochs}))

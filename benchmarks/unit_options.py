@@ -43,9 +43,14 @@ def require_equal(name: str) -> None:
     options, _, dtype = OPTIONS[name]
     activation = "dice in training" if "training" in name else options.get("activation", "sigmoid")
     case = make_case(
-        options.get("features", "concat"), activation, options.get("normalize", "none"),
-        "right padded" if name.startswith("padded") else "packed", SHAPE.dim, SHAPE.hidden, LENGTHS,
-    )  # fmt: skip
+        options.get("features", "concat"),
+        activation,
+        options.get("normalize", "none"),
+        "right padded" if name.startswith("padded") else "packed",
+        SHAPE.dim,
+        SHAPE.hidden,
+        LENGTHS,
+    )
     for each in deviations(case, "cpu", dtype):
         if not each.ratio <= 1:
             raise AssertionError(f"{name}: {each.tensor} must be within {each.bound:.2e}, got {each.error:.2e}")

@@ -16,10 +16,19 @@ def debug_checks() -> bool:
     return os.environ.get("DIN_KERNELS_DEBUG_CHECKS", "0") not in ("", "0")
 
 
-def data_folder() -> Path:
-    """Where the real data sets of tests and benchmarks lie: DIN_KERNELS_TEST_DATA, or ../shared/data of a checkout."""
-    given = os.environ.get("DIN_KERNELS_TEST_DATA")
-    return Path(given or Path(__file__).resolve().parents[1] / ".." / "shared" / "data").resolve()
+def data_set(name: str) -> Path:
+    """File or folder `name` of the real data sets of tests and benchmarks, which lie where DIN_KERNELS_TEST_DATA says.
+
+    Raises:
+        FileNotFoundError: the variable is not set, or there is no `name` in the folder that it names.
+    """
+    folder = os.environ.get("DIN_KERNELS_TEST_DATA")
+    if not folder:
+        raise FileNotFoundError(f"no {name}: DIN_KERNELS_TEST_DATA must name the folder of real data, and is not set")
+    path = Path(folder).resolve() / name
+    if not path.exists():
+        raise FileNotFoundError(f"no {name} in the folder that DIN_KERNELS_TEST_DATA names ({folder})")
+    return path
 
 
 def triton_interprets() -> bool:

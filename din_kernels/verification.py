@@ -12,10 +12,15 @@ from torch.nn.functional import linear
 from din_kernels.backends import use_backend
 from din_kernels.backends.reference.local_activation import activate, features_of, pair_index
 from din_kernels.jagged import Jagged, Padded
-from din_kernels.ops.local_activation import ACTIVATIONS, feature_width, local_activation
+from din_kernels.ops.local_activation import local_activation
 from din_kernels.ops.local_activation.histories import rows_of
+from din_kernels.options import ACTIVATIONS, feature_width
 
-ACTIVATION_CASES = (*ACTIVATIONS, "dice in training")
+_IN_TRAINING = " in training"  # behind the name of an activation that takes batch statistics
+ACTIVATION_CASES = (
+    *ACTIVATIONS,
+    *(name + _IN_TRAINING for name, activation in ACTIVATIONS.items() if activation.statistics),
+)
 LAYOUTS = ("packed", "right padded", "left padded", "masked", "query_to_user")
 
 # Beside twice the reference's own error, relative to the largest entry of a tensor: 2e-6 is 16 units in the last place
@@ -43,9 +48,15 @@ class Case:
 
 
 def make_case(
-    features: str, activation: str, normalize: str, layout: str, dim: int = 19, hidden: tuple[int, ...] = (24, 9),
-    lengths: tuple[int, ...] = (0, 1, 7, 3, 0, 33, 16, 101, 2, 0), seed: int = 0,
-) -> Case:  # fmt: skip
+    features: str,
+    activation: str,
+    normalize: str,
+    layout: str,
+    dim: int = 19,
+    hidden: tuple[int, ...] = (24, 9),
+    lengths: tuple[int, ...] = (0, 1, 7, 3, 0, 33, 16, 101, 2, 0),
+    seed: int = 0,
+) -> Case:
     """Ragged histories, empty ones among them, and a width that no vector length divides.
 
     activation: one of `ACTIVATION_CASES`; "dice in training" takes batch statistics.
@@ -57,16 +68,15 @@ def make_case(
 
     widths = [feature_width(dim, features), *hidden, 1]
     pairs = list(zip(widths[:-1], widths[1:], strict=True))
-    params: list[dict[str, Any]] = [{} for _ in hidden]
-    if activation == "prelu":
-        params = [{"slope": normal(width)} for width in hidden]
-    training = activation == "dice in training"
-    if training or activation == "dice":
-        activation = "dice"
-        params = [
-            {"alpha": normal(w), "mean": normal(w), "var": normal(w).square() + 0.1, "eps": 1e-8, "training": training}
-            for w in hidden
-        ]
+    training = activation.endswith(_IN_TRAINING)
+    activation = activation.removesuffix(_IN_TRAINING)
+    kind = ACTIVATIONS[activation]
+    params: list[dict[str, Any]] = []
+    for width in hidden:
+        layer: dict[str, Any] = {name: normal(width) for name in kind.params}
+        if kind.statistics:
+            layer |= {"var": layer["var"].square() + 0.1, "eps": 1e-8, "training": training}
+        params.append(layer)
     length = torch.tensor(lengths, dtype=torch.int64)
     users, longest = len(lengths), max(lengths, default=0)
     query_to_user = (
@@ -81,9 +91,19 @@ def make_case(
             shape = {"mask": torch.rand(users, longest, generator=generator) * longest < length[:, None]}
     queries = users if query_to_user is None else len(query_to_user)
     return Case(
-        features, activation, normalize, layout, 0.7, normal(queries, dim),
-        history, shape, query_to_user, [normal(b, a) / a**0.5 for a, b in pairs], [normal(b) for _, b in pairs], params,
-    )  # fmt: skip
+        features=features,
+        activation=activation,
+        normalize=normalize,
+        layout=layout,
+        scale=0.7,
+        query=normal(queries, dim),
+        history=history,
+        shape=shape,
+        query_to_user=query_to_user,
+        weights=[normal(b, a) / a**0.5 for a, b in pairs],
+        biases=[normal(b) for _, b in pairs],
+        params=params,
+    )
 
 
 def results(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -> dict[str, torch.Tensor]:
@@ -100,9 +120,10 @@ def results(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -
     rows = leaf("history", case.history)
     shape = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in case.shape.items()}
     history = Jagged(rows, shape["offsets"]) if "offsets" in shape else Padded(rows, **shape)
+    learned = ACTIVATIONS[case.activation].learned
     params = [
         {
-            key: leaf(f"{key}[{layer}]", value) if key in ("slope", "alpha") else _moved(value, device, dtype)
+            key: leaf(f"{key}[{layer}]", value) if key in learned else _moved(value, device, dtype)
             for key, value in given.items()
         }
         for layer, given in enumerate(case.params)
@@ -110,12 +131,18 @@ def results(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -
     user = None if case.query_to_user is None else case.query_to_user.to(device)
     with use_backend(backend):
         pooled, weights = local_activation(
-            leaf("query", case.query), history,
+            leaf("query", case.query),
+            history,
             [leaf(f"weights[{layer}]", weight) for layer, weight in enumerate(case.weights)],
             [leaf(f"biases[{layer}]", bias) for layer, bias in enumerate(case.biases)],
-            features=case.features, activation=case.activation, activation_params=params, normalize=case.normalize,
-            scale=case.scale, query_to_user=user, return_weights=True,
-        )  # fmt: skip
+            features=case.features,
+            activation=case.activation,
+            activation_params=params,
+            normalize=case.normalize,
+            scale=case.scale,
+            query_to_user=user,
+            return_weights=True,
+        )
     weights = weights.values if isinstance(weights, Jagged) else weights
     generator = torch.Generator().manual_seed(1)
     outputs = {"pooled": pooled, "weights": weights}
@@ -208,9 +235,11 @@ def deviations(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu"
 
 
 def compared(
-    ours: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tensor],
+    ours: Mapping[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
+    exact: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
-) -> Iterator[Deviation]:  # fmt: skip
+) -> Iterator[Deviation]:
     """As `deviations`, of results at hand: a kernel's, the reference's own in `dtype` and in float64."""
     largest_gradient = max((_max(value) for name, value in exact.items() if name.startswith("grad")), default=0.0)
     for name, expected in exact.items():

@@ -60,15 +60,15 @@ class _Random:
 
     def __init__(self, seed: int, dtype: torch.dtype, device: str):
         self._generator = torch.Generator().manual_seed(seed)
-        self._to = {"device": device, "dtype": dtype}
+        self._device, self._dtype = device, dtype
 
     def normal(self, *shape: int) -> torch.Tensor:
         # Multiples of 1/64 below 4 are numbers of every dtype, so that all of them compute on the same inputs.
         drawn = torch.randn(*shape, generator=self._generator, dtype=torch.float64).clamp(-3.9, 3.9)
-        return ((drawn * 64).round() / 64).to(**self._to)
+        return ((drawn * 64).round() / 64).to(self._device, self._dtype)
 
     def ids(self, high: int, count: int) -> torch.Tensor:
-        return torch.randint(0, high, (count,), generator=self._generator).to(self._to["device"])
+        return torch.randint(0, high, (count,), generator=self._generator).to(self._device)
 
 
 def _dice(seed, training, masked, dtype, device):

@@ -1,4 +1,4 @@
-"""What the tests share: the backends to hold to the reference, and a hypothesis profile without chance."""
+"""What the tests share: the backends to hold to the reference, poisoned memory, a hypothesis profile without chance."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from din_kernels import backends, options
 KERNELS = [name for name in options.BACKENDS if name != "reference" and backends.unavailable(name) is None]
 
 settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, max_examples=40, database=None,
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    max_examples=40,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # ours are names and modes that no example changes
-)  # fmt: skip
+)
 settings.load_profile("repeatable")
 
 
@@ -29,6 +33,21 @@ def backend(request) -> str:
 def device(backend) -> str:
     """Device of the tensors that `backend` serves."""
     return backends.device_of(backend)
+
+
+@pytest.fixture
+def uninitialized_memory_is_nan():
+    """torch fills torch.empty and its kin with NaN, so that a kernel which reads what nobody wrote is found out.
+
+    torch does so under deterministic algorithms. A module asks for it by
+    `pytestmark = pytest.mark.usefixtures("uninitialized_memory_is_nan")`.
+    """
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan() and torch.ones(1).new_empty(1).isnan() and torch.empty_like(torch.ones(1)).isnan()
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,7 +16,7 @@
 
 #ifdef __x86_64__
 // Saves what a call must preserve on the old stack, loads it from the new one: a few nanoseconds, where swapcontext
-// enters the kernel for the signal mask.
+// enters the operating system for the signal mask.
 extern "C" void din_kernels_switch_stack(void** save, void* load);
 asm(R"(
 .text
@@ -46,7 +46,7 @@ din_kernels_switch_stack:
 namespace din_kernels::emulation {
 namespace {
 
-Fiber* starting = nullptr;  // read once by the fiber that begins
+Fiber* starting = nullptr;  // the fiber that begins reads it once
 
 #ifndef __x86_64__
 void switch_stack(void** save, void* load) {

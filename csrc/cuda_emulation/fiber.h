@@ -1,4 +1,4 @@
-// One stack per emulated thread, and the switch between them.
+// Every emulated thread has a stack of its own; a fiber switches between that and the scheduler's.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ class Fiber {
     size_t bytes_ = 0;
     void (*entry_)(void*) = nullptr;
     void* argument_ = nullptr;
-    // AddressSanitizer's view of the two stacks; unused without it.
+    // AddressSanitizer is told of the two stacks by these; they are unused without it.
     void* fake_own_ = nullptr;
     void* fake_scheduler_ = nullptr;
     const void* scheduler_stack_ = nullptr;

@@ -1,4 +1,4 @@
-// CUDA's keywords, built-in variables and functions, as far as the kernels use them, on top of the emulated machine.
+// CUDA's keywords, built-in variables and functions on top of the emulated machine, as far as the kernels use them.
 #pragma once
 
 #include <cmath>
@@ -20,7 +20,7 @@ using dim3 = din_kernels::emulation::Dim3;
 #define blockDim (::din_kernels::emulation::block_dim())
 #define gridDim (::din_kernels::emulation::grid_dim())
 
-// The line is that of the caller: threads that wait at different barriers are a fault.
+// `line` is the caller's: threads that wait at different barriers are a fault.
 inline void __syncthreads(int line = __builtin_LINE()) { din_kernels::emulation::barrier(line); }
 inline void __syncwarp(unsigned mask = ~0u, int line = __builtin_LINE()) {
     din_kernels::emulation::warp_barrier(line, mask);

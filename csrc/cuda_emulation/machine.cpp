@@ -84,7 +84,7 @@ std::string where(int thread) {
            "), thread " + std::to_string(thread) + ": ";
 }
 
-// No thread can run and not all have ended.
+// Says why no thread can run though not all have ended.
 [[noreturn]] void stuck() {
     Machine& m = machine();
     const auto waits = [&](State state) {
@@ -161,7 +161,7 @@ void run_grid(const char* kernel, Dim3 grid, unsigned threads, size_t shared_byt
     m.faulted.clear();
     if (m.threads.size() < threads) m.threads.resize(threads);
     m.warps.resize((threads + kWarp - 1) / kWarp);
-    // Exactly as many bytes as were asked for, so that a sanitizer sees the end as well.
+    // There are exactly as many bytes as were asked for, so that a sanitizer sees the end as well.
     m.shared.assign(shared_bytes, 0xFF);
     const uint64_t blocks = uint64_t(grid.x) * grid.y;
     for (uint64_t i = 0; i < blocks; ++i) {
@@ -213,7 +213,7 @@ const unsigned char* exchange(const char* operation, int line, unsigned mask, co
 
 void warp_barrier(int line, unsigned mask) {
     const char nothing = 0;
-    // The epoch moves once, with the last lane that arrives; the others have not run in between.
+    // The epoch moves once, with the last lane that arrives, before another one runs.
     Machine& m = machine();
     Warp& warp = m.warps[m.running / kWarp];
     if (warp.arrived == kWarp - 1) ++warp.epoch;

@@ -1,6 +1,6 @@
 // Warp-wide matrix operations with the fragment layouts of the PTX ISA ("Matrix Fragments for mma.m16n8k16",
-// ".m16n8k8", "ldmatrix"): which lane holds which element in which register. Everything is computed from what the lanes
-// bring.
+// ".m16n8k8", "ldmatrix"), which say which lane holds which element in which register. Everything is computed from what
+// the lanes bring.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ struct Operands {
     Fragment<2> b;
 };
 
-// a(row, k) and b(k, column) as floats from the lanes' registers; accumulates in the order of k.
+// d += a b, where a(row, k) and b(k, column) return floats from the lanes' registers. It adds in the order of k.
 template <int kDepth, typename A, typename B>
 void multiply(float (&d)[4], const A& a, const B& b) {
     for (int r = 0; r < 4; ++r) {
@@ -56,7 +56,7 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
         });
 }
 
-// D += A B in tf32: the lower 13 bits of every element are ignored.
+// D += A B in tf32, which ignores the lower 13 bits of every element.
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line) {
     Operands mine;
     std::memcpy(mine.a.registers, a, sizeof(a));
@@ -76,15 +76,15 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32
         [&](int k, int column) { return widen(exchanged<Operands>(left, column * 4 + k % 4).b.registers[k / 4]); });
 }
 
-// The offsets of ldmatrix's rows, lane by lane.
+// Exchanges the offsets of ldmatrix's rows, lane by lane.
 inline const unsigned char* exchange_rows(const char* operation, int line, uint32_t offset) {
     if (offset % 16) fault("ldmatrix row at byte " + std::to_string(offset) + " is not aligned to 16 bytes");
     if (offset + 16 > shared_size()) fault("ldmatrix row at byte " + std::to_string(offset) + " is out of bounds");
     return exchange(operation, line, ~0u, offset);
 }
 
-// Four 8 x 8 matrices of 16-bit elements from shared memory. Lane 8 m + i brings the byte offset of row i of matrix m;
-// register m of a lane gets elements 2 (lane % 4) and the next of row lane / 4 of matrix m.
+// Loads four 8 x 8 matrices of 16-bit elements from shared memory. Lane 8 m + i brings the byte offset of row i of
+// matrix m; register m of a lane gets elements 2 (lane % 4) and the next of row lane / 4 of matrix m.
 inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t offset, int line) {
     const unsigned char* left = exchange_rows("ldmatrix.x4", line, offset);
     for (int m = 0; m < 4; ++m) {
@@ -93,7 +93,7 @@ inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t offset, int line) {
     }
 }
 
-// Each matrix transposed: register m gets element lane / 4 of rows 2 (lane % 4) and the next of matrix m.
+// Loads each matrix transposed: register m gets element lane / 4 of rows 2 (lane % 4) and the next of matrix m.
 inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t offset, int line) {
     const unsigned char* left = exchange_rows("ldmatrix.x4.trans", line, offset);
     for (int m = 0; m < 4; ++m) {

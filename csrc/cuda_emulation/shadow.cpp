@@ -3,8 +3,8 @@
 namespace din_kernels::emulation {
 namespace {
 
-// Whether an access at (thread, epoch, warp_epoch) and one now are not ordered: no barrier lies between them, nor, in
-// one warp, a __syncwarp.
+// An access at (thread, epoch, warp_epoch) and one now are not ordered where no barrier lies between them, nor a
+// __syncwarp in one warp.
 bool unordered(int thread, uint32_t epoch, uint32_t warp_epoch, const Moment& now) {
     if (epoch != now.epoch || thread == now.thread) return false;
     return thread / 32 != now.thread / 32 || warp_epoch == now.warp_epoch;

@@ -1,4 +1,4 @@
-// What is known about every two bytes of a block's shared memory: who wrote, who read, when, and whether an
+// The shadow knows of every two bytes of a block's shared memory who wrote and who read them, when, and whether an
 // asynchronous copy to them is still on its way.
 #pragma once
 
@@ -21,7 +21,7 @@ class Shadow {
     static constexpr uint32_t kGrain = 2;  // bytes: the smallest element
 
     void begin_block(uint32_t bytes, uint32_t epoch);
-    // Each returns null, or what is wrong with the access.
+    // The first two return null, or the fault of the access.
     const char* access(uint32_t offset, uint32_t bytes, Access access, const Moment& now);
     const char* start_copy(uint32_t offset, uint32_t bytes, const Moment& now);
     void finish_copy(uint32_t offset, uint32_t bytes, const Moment& now);
@@ -34,14 +34,14 @@ class Shadow {
         bool written_atomically = false;
         bool read_by_warps = false;  // by more than one warp since the last barrier
         bool read_by_lanes = false;  // by more than one lane of the reader's warp since its last __syncwarp
-        uint32_t copy_epoch = 0;     // of the block in which a copy is on its way, else 0
+        uint32_t copy_epoch = 0;     // epoch in which a copy on its way was started, else 0
     };
     const char* check(const Cell& cell, Access access, const Moment& now) const;
     static void record_read(Cell& cell, const Moment& now);
     static void record_write(Cell& cell, bool atomic, const Moment& now);
 
     std::vector<Cell> cells_;
-    uint32_t first_epoch_ = 1;  // of this block: what was written before it is not initialized
+    uint32_t first_epoch_ = 1;  // of this block; memory that was written before it is not initialized
 };
 
 }  // namespace din_kernels::emulation

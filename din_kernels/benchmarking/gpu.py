@@ -109,8 +109,13 @@ def variants(inputs: Inputs, backends: Sequence[str]) -> dict[str, tuple[Call, C
     with torch.no_grad():
         padded = inputs.history.to_padded()[user]
         mask = torch.arange(padded.shape[1], device=device) < inputs.history.lengths()[user, None]
-    options = {"features": unit.features, "activation": unit.activation, "params": unit._activation_params(),
-               "normalize": unit.normalize, "scale": unit.scale}  # fmt: skip
+    options = {
+        "features": unit.features,
+        "activation": unit.activation,
+        "params": unit._activation_params(),
+        "normalize": unit.normalize,
+        "scale": unit.scale,
+    }
     weights, biases = [layer.weight for layer in unit.linears], [layer.bias for layer in unit.linears]
 
     def ours(name):
@@ -181,15 +186,18 @@ def benchmark(shape: Shape, deadline: float, backends: Sequence[str]) -> dict[st
             result["variants"][name], runs[name] = row, (forward, both)
     graphs, reasons = captured_all({name: forward for name, (forward, _) in runs.items()})
     result["not captured"] = reasons
-    calls = {"forward": {name: forward for name, (forward, _) in runs.items()}, GRAPH: graphs,
-             "both": {name: both for name, (_, both) in runs.items()}}  # fmt: skip
+    calls = {
+        "forward": {name: forward for name, (forward, _) in runs.items()},
+        GRAPH: graphs,
+        "both": {name: both for name, (_, both) in runs.items()},
+    }
     for what, each in calls.items():
         for name, row in timed(each, backends).items():
             result["variants"][name].setdefault(what, {}).update(row)
-    own = [result["variants"][name] for name in backends if name in result["variants"]]
-    if own:
+    ours = [result["variants"][name] for name in backends if name in result["variants"]]
+    if ours:
         result["floor_ms"] = floor_ms(inputs)
-        best = min(row.get(GRAPH, row["forward"])["median_ms"] for row in own)
+        best = min(row.get(GRAPH, row["forward"])["median_ms"] for row in ours)
         result["share of floor"] = max(result["floor_ms"].values()) / best
     return result
 
@@ -265,11 +273,17 @@ def sparse_steps(backends: Sequence[str], device: str = "cuda", table: tuple[int
         )
     except (ImportError, OSError):  # not there, or built for another torch
         return steps
-    place = (EmbeddingLocation.HOST, ComputeDevice.CPU) if device == "cpu" else (
-        EmbeddingLocation.DEVICE, ComputeDevice.CUDA)  # fmt: skip
+    place = (
+        (EmbeddingLocation.HOST, ComputeDevice.CPU)
+        if device == "cpu"
+        else (EmbeddingLocation.DEVICE, ComputeDevice.CUDA)
+    )
     fbgemm = SplitTableBatchedEmbeddingBagsCodegen(
-        [(rows, dim, *place)], optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD, learning_rate=0.01, eps=1e-8,
-    )  # fmt: skip
+        [(rows, dim, *place)],
+        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        learning_rate=0.01,
+        eps=1e-8,
+    )
     offsets = torch.arange(entries + 1, device=device)
     steps[FBGEMM] = lambda: fbgemm(ids, offsets).backward(grad)
     return steps

@@ -28,7 +28,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from din_kernels import config
+from din_kernels import config, files
 from din_kernels.environment import versions
 from din_kernels.verification import compared
 
@@ -82,13 +82,14 @@ def keep_freed_memory() -> None:
     memory anyway.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD) if mallopt else ():
-        mallopt(parameter, 2**30)
+    if mallopt is not None:
+        for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(parameter, 2**30)
 
 
 def timing_of(values: Sequence[float]) -> Timing:
     """Percentiles of measured seconds."""
-    p20, _, _, p80 = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else values[:1] * 4
+    p20, _, _, p80 = statistics.quantiles(values, n=5, method="inclusive") if len(values) > 1 else [values[0]] * 4
     return Timing(p20, statistics.median(values), p80, len(values))
 
 
@@ -100,9 +101,12 @@ def sgemm_call(size: int = 2048) -> tuple[Callable[[], Any], int]:
 
 
 def require_equal(
-    variant: str, found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tensor],
+    variant: str,
+    found: Mapping[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
+    exact: Mapping[str, torch.Tensor],
     allowed: float = 1.0,
-) -> float:  # fmt: skip
+) -> float:
     """Holds a variant to the reference by the bounds of `din_kernels.verification`.
 
     Args:
@@ -165,10 +169,8 @@ def _commit() -> str:
 
 def add_save(parser: argparse.ArgumentParser) -> None:
     """The option --save, for `save`."""
-    parser.add_argument(
-        "--save", type=Path, nargs="?", const=RESULTS, metavar="FOLDER",
-        help="keep the results as JSON; default folder: benchmarks/results of the checkout",
-    )  # fmt: skip
+    about = "keep the results as JSON; default folder: benchmarks/results of the checkout"
+    parser.add_argument("--save", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=about)
 
 
 def save(folder: Path, benchmark: str, case: str, rows: list[dict[str, Any]], **more: Any) -> Path:
@@ -176,10 +178,9 @@ def save(folder: Path, benchmark: str, case: str, rows: list[dict[str, Any]], **
     about = machine()
     slug = re.sub(r"[^a-z0-9]+", "-", f"{about['cpu']} {about['cores']} cores".lower()).strip("-")
     path = folder / slug / f"{benchmark}-{case}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip()
     content = {"benchmark": benchmark, "case": case, "command": command, "machine": about, **more, "rows": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    files.write_json(path, content)
     return path
 
 

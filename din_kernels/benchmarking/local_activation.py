@@ -122,8 +122,13 @@ def _copies(inputs: Inputs) -> Calls:
 def _padded(inputs: Inputs, function: Callable[..., torch.Tensor], widths: Sequence[int]) -> Calls:
     """Candidates in buckets: those whose history fits a width and no smaller one are padded to it, a copy for each."""
     unit, history = inputs.unit, inputs.history
-    options = {"features": unit.features, "activation": unit.activation, "params": unit._activation_params(),
-               "normalize": unit.normalize, "scale": unit.scale}  # fmt: skip
+    options = {
+        "features": unit.features,
+        "activation": unit.activation,
+        "params": unit._activation_params(),
+        "normalize": unit.normalize,
+        "scale": unit.scale,
+    }
     weights = [layer.weight for layer in unit.linears]
     biases = [layer.bias for layer in unit.linears]
     parameters = list(unit.parameters())
@@ -185,10 +190,8 @@ def reference_results(inputs: Inputs, dtype: torch.dtype) -> dict[str, torch.Ten
         found.append(calls(REFERENCE, each).results(each))
         begin = end
     rowwise = ("pooled", "grad history", "grad query")
-    return {
-        name: torch.cat([each[name] for each in found]) if name in rowwise else sum(each[name] for each in found)
-        for name in found[0]
-    }
+    parts = {name: [each[name] for each in found] for name in found[0]}
+    return {name: torch.cat(each) if name in rowwise else torch.stack(each).sum(0) for name, each in parts.items()}
 
 
 def _cast(unit, dtype):
@@ -285,9 +288,12 @@ def time_table(title: str, rows: list[dict[str, Any]]) -> Table:
             p20, median, p80 = row[f"{what}_ms"]
             ratio, share = row.get(f"{what}_ratio"), row.get(f"{what}_share")
             made.add_row(
-                row["variant"], f"{median:.2f}", f"{p20:.2f} .. {p80:.2f}",
-                "" if ratio is None else f"{ratio:.1f}x", "" if share is None else f"{share:.2f}",
-            )  # fmt: skip
+                row["variant"],
+                f"{median:.2f}",
+                f"{p20:.2f} .. {p80:.2f}",
+                "" if ratio is None else f"{ratio:.1f}x",
+                "" if share is None else f"{share:.2f}",
+            )
     return made
 
 

@@ -39,8 +39,11 @@ def peak_bytes(prepare: Callable[[], Callable[[], Any]]) -> int | None:
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
         done = subprocess.run(
             [sys.executable, "-m", "din_kernels.benchmarking.memory", str(path)],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
         raise RuntimeError(f"prepare must give a call that runs in another process, got:\n{done.stderr}")
     return int(done.stdout.splitlines()[-1])

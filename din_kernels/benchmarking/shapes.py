@@ -123,10 +123,10 @@ def _all(users: int, length: int):
 
 def _real(rng: np.random.Generator) -> np.ndarray:
     """1024 of the lengths of all next-item samples (k = 1 .. n - 1 of a user's n behaviours), cut at 100."""
-    folder = config.data_folder()
-    path = folder / REAL_DATA
-    if not path.is_file():
-        raise ShapeUnavailable(f"no real data at {path} (DIN_KERNELS_TEST_DATA names another folder)")
+    try:
+        path = config.data_set(REAL_DATA)
+    except FileNotFoundError as missing:
+        raise ShapeUnavailable(str(missing)) from missing
     behaviours = [line.count(" ") for line in path.read_text().splitlines()]
     lengths = np.concatenate([np.arange(1, n) for n in behaviours])
     return np.minimum(rng.choice(lengths, 1024, replace=False), 100)
@@ -139,14 +139,26 @@ SHAPES = {
         Shape("uniform100_d64", _uniform(1024, 100), 100, "as uniform100", dim=64),
         Shape("full100", _all(1024, 100), 100, "1024 users, all lengths 100"),
         Shape("real", _real, 100, "1024 users, lengths of amazon_electronics' next-item samples, cut at 100"),
-        Shape("industrial", _uniform(5000, 50), 50, "5000 users, lengths uniform on 1..50, H=(36,), PReLU",
-              dim=36, hidden=(36,), activation="prelu"),
+        Shape(
+            "industrial",
+            _uniform(5000, 50),
+            50,
+            "5000 users, lengths uniform on 1..50, H=(36,), PReLU",
+            dim=36,
+            hidden=(36,),
+            activation="prelu",
+        ),
         Shape("long", _all(64, 10_000), 10_000, "64 users, all lengths 10,000", dim=64),
         Shape("serving", _all(1, 100), 100, "one history of 100, 500 candidates", candidates=500),
-        Shape("gpu_train", _uniform(16_384, 200), 200, "16,384 users, lengths uniform on 1..200, bf16",
-              dtype=torch.bfloat16),
+        Shape(
+            "gpu_train",
+            _uniform(16_384, 200),
+            200,
+            "16,384 users, lengths uniform on 1..200, bf16",
+            dtype=torch.bfloat16,
+        ),
     )
-}  # fmt: skip
+}
 
 # What a CPU measures, in the order of the tables.
 CPU_SHAPES = ("uniform100", "uniform100_d64", "full100", "real", "industrial", "long", "serving")

@@ -7,6 +7,7 @@ training) is made by the scripts in benchmarks/ of the source tree.
 from __future__ import annotations
 
 import argparse
+import math
 
 import torch
 
@@ -28,6 +29,8 @@ def run(options: argparse.Namespace) -> int:
     console = wide_console()
     for name in options.shapes:
         checks.one_of("shape", name, CPU_SHAPES)
+    if not 0 <= options.seconds < math.inf:
+        raise ValueError(f"seconds must be at least 0 and finite, got {options.seconds}")
     for name in options.shapes:
         try:
             inputs = inputs_of(SHAPES[name])
@@ -38,6 +41,6 @@ def run(options: argparse.Namespace) -> int:
         names = [each for each in variants_of(name) if not (options.without_compile and "compile" in each)]
         rows, reasons = measure(inputs, names, options.seconds)
         console.print(time_table(f"{name}: {SHAPES[name].about}, D={SHAPES[name].dim}", rows))
-        for variant, reason in reasons.items():
-            console.print(f"{variant} does not run here: {reason}", soft_wrap=True)
+        for variant, why in reasons.items():
+            console.print(f"{variant} does not run here: {why}", soft_wrap=True)
     return 0

@@ -16,17 +16,20 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from din_kernels import files
 from din_kernels.benchmarking.memory import peak_bytes
 from din_kernels.commands.console import wide_console
-from din_kernels.commands.train import default_recipe, load_data, metrics_table, phases_table
+from din_kernels.commands.train import build_model, default_recipe, load_data, print_history
 from din_kernels.data import Batch, Interactions, Samples, Split, batches
 from din_kernels.demo.comparison import COMPILED, EAGER, VARIANTS, compare, prepare, unit_inputs
-from din_kernels.models import DIN, DINConfig
-from din_kernels.training import TrainingOptions, build, load_recipe, sizes_of, train
+from din_kernels.models import DIN
+from din_kernels.training import TrainingOptions, load_recipe, train
+from din_kernels.training.loop import require_samples
 
 COMPARED_ROWS = 512  # histories in a compared batch, each with all its candidates
 COMPARED_BATCHES = 3
 SHOWN_BEHAVIOURS = 40
+PLOTS = ("auc.png", "speed.png", "weights.png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,22 +50,28 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as missing:
         raise FileNotFoundError(f"the demo draws plots: {missing}; pip install 'din-kernels[demo]'") from None
     console = wide_console()
-    options.output.mkdir(parents=True, exist_ok=True)
-    settings, training = load_recipe(default_recipe(options.data))
-    training = TrainingOptions(**(training | {"seed": options.seed, "epochs": options.epochs or training["epochs"]}))
+    recipe = default_recipe(options.data)
+    settings, recipe_options = load_recipe(recipe)
+    epochs = recipe_options["epochs"] if options.epochs is None else options.epochs
+    for name, value in (("epochs", epochs), ("rounds", options.rounds)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    training = TrainingOptions(**(recipe_options | {"seed": options.seed, "epochs": epochs}))
+    paths = [options.output / name for name in PLOTS]
+    for path in paths:
+        files.require_writable(path, "plot")
     interactions, split = load_data(options.data, options.seed, users=options.users)
-    config = DINConfig.from_dict(settings, sizes_of(interactions))
 
     histories, base = {}, None
     for name in ("embedding-mlp", "din"):
-        model = build(name, config, options.seed)
+        model = build_model(name, settings, interactions, options.seed, recipe)
         console.print(f"training {name} on {len(split.train)} samples of {interactions.n_users} users")
         histories[name] = train(model, split, interactions, training, base_auc=base)
         base = histories[name][-1]["user_auc"]
     assert isinstance(model, DIN)
     model.eval()
-    console.print(metrics_table(histories), phases_table(histories))
-    plots.auc_per_epoch(histories, options.output / "auc.png")
+    print_history(console, histories)
+    plots.auc_per_epoch(histories, paths[0])
 
     inputs = [unit_inputs(model, batch) for batch in _compared(model, split, interactions)]
     width = max(1, max(int(each.history.lengths().max()) for each in inputs))
@@ -80,15 +89,11 @@ def run(options: argparse.Namespace) -> int:
     console.print(_comparison_table(seconds, megabytes))
     for name, reason in reasons.items():
         console.print(f"{name} does not run here: {escape(reason)}", soft_wrap=True)
-    plots.speed_bars(seconds, megabytes, f"Local activation unit, {shape}", options.output / "speed.png")
+    plots.speed_bars(seconds, megabytes, f"Local activation unit, {shape}", paths[1])
 
-    _draw_attention(model, split, interactions, plots, options.output / "weights.png")
-    console.print(f"plots: {', '.join(str(options.output / name) for name in ('auc.png', 'speed.png', 'weights.png'))}")
+    _draw_attention(model, split, interactions, plots, paths[2])
+    console.print(f"plots: {', '.join(map(str, paths))}")
     return 0
-
-
-def _held_out(split: Split) -> Samples:
-    return split.validation if split.test is None else split.test
 
 
 def _compared(model: DIN, split: Split, interactions: Interactions) -> list[Batch]:
@@ -98,22 +103,19 @@ def _compared(model: DIN, split: Split, interactions: Interactions) -> list[Batc
 
 
 def _comparison_table(seconds: dict[str, float], megabytes: dict[str, float | None]) -> Table:
-    table = Table(
-        "activation unit", "ms", "speed, eager = 1", "peak MB above inputs",
-        title="one forward and backward, medians, interleaved; equal results asserted first", box=box.SIMPLE_HEAD,
-    )  # fmt: skip
+    title = "one forward and backward, medians, interleaved; equal results asserted first"
+    columns = "activation unit", "ms", "speed, eager = 1", "peak MB above inputs"
+    table = Table(*columns, title=title, box=box.SIMPLE_HEAD)
     for name in seconds:
-        memory = megabytes[name]
-        table.add_row(
-            name, f"{seconds[name] * 1e3:.2f}", f"{seconds[EAGER] / seconds[name]:.1f}x",
-            "not measured" if memory is None else f"{memory:.0f}",
-        )  # fmt: skip
+        speed = f"{seconds[EAGER] / seconds[name]:.1f}x"
+        memory = "not measured" if megabytes[name] is None else f"{megabytes[name]:.0f}"
+        table.add_row(name, f"{seconds[name] * 1e3:.2f}", speed, memory)
     return table
 
 
 def _draw_attention(model: DIN, split: Split, interactions: Interactions, plots, path: Path) -> None:
     """One held-out user with a long history, and a candidate from each of its most frequent categories."""
-    samples = _held_out(split)
+    samples = require_samples(split, interactions)
     row = int(np.argmax(np.minimum(samples.history_length, SHOWN_BEHAVIOURS)))
     begin = samples.history_begin[row] + max(0, samples.history_length[row] - SHOWN_BEHAVIOURS)
     history = interactions.item_ids[begin : samples.history_begin[row] + samples.history_length[row]]
@@ -121,16 +123,12 @@ def _draw_attention(model: DIN, split: Split, interactions: Interactions, plots,
     names, counts = np.unique(category, return_counts=True)
     shown = names[np.argsort(-counts, kind="stable")[:4]]
     items = [history[np.flatnonzero(category == each)[-1]] for each in shown]
-    window = Samples(
-        samples.user[[row]], np.array([begin]), np.array([len(history)]), np.array([items]),
-        np.zeros((1, len(items)), np.float32),
-    )  # fmt: skip
+    labels = np.zeros((1, len(items)), np.float32)
+    window = Samples(samples.user[[row]], np.array([begin]), np.array([len(history)]), np.array([items]), labels)
     weights = model.predict_weights(next(iter(batches(window, interactions, 1, max_length=None)))).to_padded()
-    plots.attention(
-        weights.numpy(),
-        [f"item {item} ({_name(interactions, each)})" for item, each in zip(items, shown, strict=True)],
-        [_name(interactions, each) for each in category], shown[:, None] == category, path,
-    )  # fmt: skip
+    candidates = [f"item {item} ({_name(interactions, each)})" for item, each in zip(items, shown, strict=True)]
+    behaviours = [_name(interactions, each) for each in category]
+    plots.attention(weights.numpy(), candidates, behaviours, shown[:, None] == category, path)
 
 
 def _first_category(interactions: Interactions, item: int) -> int:

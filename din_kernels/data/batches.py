@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
+from din_kernels.data import arguments
 from din_kernels.data.interactions import Interactions, Samples, window_rows
 from din_kernels.jagged import Jagged
 
@@ -38,9 +40,35 @@ class Batch:
     labels: torch.Tensor
     sample_user: torch.Tensor
 
-    def to(self, device) -> Batch:
-        """The same batch on `device`."""
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Batch:
+        """The same batch on `device`.
+
+        Args:
+            device: where all tensors go.
+            non_blocking: as in `torch.Tensor.to`: a copy from pinned memory to a GPU returns at once, and work queued
+                on the same stream sees it finished.
+
+        Example:
+            >>> from din_kernels.data import generate
+            >>> generated = generate(seed=0, users=10)
+            >>> batch = next(iter(batches(generated.split.train, generated.interactions, 8)))
+            >>> batch.to("meta").history_items.device.type
+            'meta'
+        """
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, for copies to a GPU that do not wait; `DataLoader` calls it too.
+
+        Raises:
+            RuntimeError: torch finds no accelerator to pin memory for.
+        """
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change) -> Batch:
+        # A Jagged is a pytree of its values and offsets, so both are changed alike.
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: pytree.tree_map_only(torch.Tensor, change, value) for name, value in values.items()})
 
 
 class Batches:
@@ -82,7 +110,9 @@ def batches(
         max_length: a longer history keeps its `max_length` most recent behaviours; None keeps all.
 
     Raises:
-        ValueError: batch_size below 1, or max_length below 0.
+        TypeError: an argument of another type.
+        ValueError: batch_size below 1, max_length, seed or epoch below 0, or samples that do not lie within
+            `interactions`.
 
     Example:
         >>> from din_kernels.data import generate
@@ -91,11 +121,17 @@ def batches(
         >>> batch.query_to_user[:4].tolist()
         [0, 0, 1, 1]
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if max_length is not None and max_length < 0:
-        raise ValueError(f"max_length must be at least 0 or None, got {max_length}")
-    return Batches(samples, interactions, batch_size, shuffle, seed, epoch, max_length)
+    arguments.is_a("samples", samples, Samples)
+    samples.check_within(interactions)
+    return Batches(
+        samples,
+        interactions,
+        batch_size=arguments.whole("batch_size", batch_size, 1),
+        shuffle=arguments.flag("shuffle", shuffle),
+        seed=arguments.whole("seed", seed, 0),
+        epoch=arguments.whole("epoch", epoch, 0),
+        max_length=arguments.longest(max_length),
+    )
 
 
 def _collate(samples: Samples, interactions: Interactions, max_length: int | None) -> Batch:

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from din_kernels.data import arguments
 from din_kernels.data.interactions import Interactions, Samples, window_rows
 
 # Behaviours expanded at once: 4M rows are 32 MB per int64 temporary.
@@ -21,8 +22,20 @@ def item_counts(
         max_length: as in `batches`; behaviours that are cut off are not counted.
         count: "samples" counts the (history, candidate) pairs in which an item appears at least once, the paper's
             I(x_j != 0); "occurrences" counts every appearance. A positive and its negative are two such pairs.
+
+    Raises:
+        TypeError: samples or interactions of another type.
+        ValueError: samples that do not lie within `interactions`, or an unknown `count`.
+
+    Example:
+        >>> interactions = Interactions(user_offsets=[0, 2], item_ids=[0, 0], category_ids=[0, 0, 0], n_categories=1)
+        >>> samples = Samples([0], [0], [2], [[0, 2]], [[1, 0]])
+        >>> item_counts(samples, interactions).tolist()
+        [2, 0, 1]
+        >>> item_counts(samples, interactions, count="occurrences").tolist()
+        [5, 0, 1]
     """
-    begin, length = samples.recent(max_length)
+    begin, length = _windows(samples, interactions, max_length)
     per_row = samples.candidates.shape[1]
     candidates = samples.candidates.ravel()
     one_each = np.arange(len(candidates) + 1)
@@ -35,7 +48,7 @@ def category_counts(
     samples: Samples, interactions: Interactions, max_length: int | None = 100, count: str = "samples"
 ) -> np.ndarray:
     """`[K]` int64, n_j of every category; arguments as `item_counts`."""
-    begin, length = samples.recent(max_length)
+    begin, length = _windows(samples, interactions, max_length)
     per_row = samples.candidates.shape[1]
     behaviours, behaviour_offsets = interactions.categories_of(interactions.item_ids)
     candidates, candidate_offsets = interactions.categories_of(samples.candidates.ravel())
@@ -51,13 +64,26 @@ def seen_in_training(samples: Samples, train: Samples, interactions: Interaction
     """`[S]` bool: every candidate of the row occurs in training as a behaviour or as a positive.
 
     Negatives do not count: they are drawn from all items, so that nearly every item was one.
+
+    Raises:
+        TypeError: samples, train or interactions of another type.
+        ValueError: samples or train do not lie within `interactions`.
     """
+    _windows(samples, interactions, None)
+    _windows(train, interactions, None, "train")
     at_end = np.bincount(train.history_begin, minlength=len(interactions.item_ids) + 1)
     at_end -= np.bincount(train.history_begin + train.history_length, minlength=len(at_end))
     seen = np.zeros(interactions.n_items, bool)
     seen[interactions.item_ids[np.cumsum(at_end)[:-1] > 0]] = True
     seen[train.candidates[train.labels > 0]] = True
     return seen[samples.candidates].all(1)
+
+
+def _windows(samples: Samples, interactions: Interactions, max_length: int | None, name: str = "samples"):
+    """`(begin [S], length [S])` of the windows, once it is certain that they lie within `interactions`."""
+    arguments.is_a(name, samples, Samples)
+    samples.check_within(interactions)
+    return samples.recent(max_length)
 
 
 def _count(ids, begin, end, candidates, candidate_offsets, per_row, size, count) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from din_kernels.data import arguments
 from din_kernels.data.interactions import Interactions, Samples, Split
 
 # The difficulty, fixed once. Counting the behaviours of a candidate's interest and style ranks 97% of pairs rightly.
@@ -48,15 +49,15 @@ def generate(seed: int = 0, users: int = 6000) -> Generated:
         `Generated`; a sample has two candidates (positive, negative) of one interest, and the user's whole history.
 
     Raises:
-        ValueError: fewer than 2 users.
+        TypeError: seed or users is no whole number.
+        ValueError: fewer than 2 users, or a negative seed.
 
     Example:
         >>> generated = generate(seed=0, users=100)
         >>> len(generated.split.train), len(generated.split.test)
         (300, 100)
     """
-    if users < 2:
-        raise ValueError(f"users must be at least 2, got {users}")
+    seed, users = arguments.whole("seed", seed, 0), arguments.whole("users", users, 2)
     rng = np.random.default_rng(seed)
     item = np.arange(INTERESTS * STYLES * ITEMS_PER_STYLE)
     item_interest, item_style = item // (STYLES * ITEMS_PER_STYLE), item // ITEMS_PER_STYLE % STYLES

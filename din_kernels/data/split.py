@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from din_kernels.data import arguments
 from din_kernels.data.interactions import Interactions, Samples, Split
 
 # The paper trains on 100,000 of MovieLens-20M's 138,493 users.
@@ -12,7 +13,12 @@ MOVIELENS_TRAIN_FRACTION = 100_000 / 138_493
 
 
 def split(interactions: Interactions, seed: int = 0, tuning: bool = False, negatives: str = "paper") -> Split:
-    """`split_movielens` where behaviours carry labels, else `split_amazon`."""
+    """`split_movielens` where behaviours carry labels, else `split_amazon`.
+
+    Raises:
+        TypeError, ValueError: what these two raise.
+    """
+    arguments.is_a("interactions", interactions, Interactions)
     if interactions.labels is not None:
         return split_movielens(interactions, seed=seed, tuning=tuning)
     return split_amazon(interactions, negatives=negatives, seed=seed, tuning=tuning)
@@ -31,11 +37,21 @@ def split_amazon(interactions: Interactions, negatives: str = "paper", seed: int
         tuning: whether to hold out b_{n-1} for choosing coefficients, learning rate and epoch.
 
     Raises:
-        ValueError: an unknown `negatives`, or a user who left no item to draw.
+        TypeError: an argument of another type.
+        ValueError: an unknown `negatives`, a user who left no item to draw, or no user with the 3 behaviours
+            (4 with `tuning`) that a training sample and a held-out one take: nothing could be trained.
     """
+    arguments.is_a("interactions", interactions, Interactions)
     if negatives not in ("paper", "strict"):
         raise ValueError(f"negatives must be 'paper' or 'strict', got {negatives!r}")
+    seed, tuning = arguments.whole("seed", seed, 0), arguments.flag("tuning", tuning)
     lengths = interactions.lengths()
+    needed, most = 4 if tuning else 3, lengths.max(initial=0)
+    if most < needed:
+        raise ValueError(
+            f"the split has no training samples: a {'tuning ' if tuning else ''}split trains on users with at least "
+            f"{needed} behaviours, got {interactions.n_users} users with at most {most}"
+        )
     rows = np.arange(len(interactions.item_ids))
     user = np.repeat(np.arange(interactions.n_users), lengths)
     position = rows - interactions.user_offsets[user]  # k: behaviours before this one
@@ -68,23 +84,34 @@ def split_movielens(
         tuning: whether to evaluate on a tenth of the training users instead of the test users.
 
     Raises:
-        ValueError: behaviours without labels, or train_users outside 1 .. U - 1.
+        TypeError: an argument of another type.
+        ValueError: behaviours without labels, fewer than 2 users, train_users outside 1 .. U - 1, or a part of the
+            split without a user of two ratings, the fewest that give a sample.
     """
+    arguments.is_a("interactions", interactions, Interactions)
+    seed, tuning = arguments.whole("seed", seed, 0), arguments.flag("tuning", tuning)
     if interactions.labels is None:
         raise ValueError("interactions must carry labels (ratings) to be split by user, got none")
     n_users = interactions.n_users
+    if n_users < 2:
+        raise ValueError(f"interactions must have at least 2 users, one to train on and one to test, got {n_users}")
     if train_users is None:
         train_users = min(MOVIELENS_TRAIN_USERS, max(1, round(MOVIELENS_TRAIN_FRACTION * n_users)))
-    if not 1 <= train_users < n_users:
+    if not 1 <= arguments.whole("train_users", train_users, 0) < n_users:
         raise ValueError(f"train_users must lie in 1..{n_users - 1}, got {train_users}")
     order = np.random.default_rng(seed).permutation(n_users)
     user = np.repeat(np.arange(n_users), interactions.lengths())
     position = np.arange(len(user)) - interactions.user_offsets[user]
 
-    def samples(users: np.ndarray) -> Samples:
+    def samples(part: str, users: np.ndarray) -> Samples:
         chosen_user = np.zeros(n_users, bool)
         chosen_user[users] = True
         chosen = np.flatnonzero(chosen_user[user] & (position >= 1))
+        if not len(chosen):
+            raise ValueError(
+                f"the split has no {part} samples: a sample is a rating after another one of the same user, and of the "
+                f"{len(users)} {part} users ({train_users} of {n_users} are trained on) none has two ratings"
+            )
         return Samples(
             user[chosen],
             interactions.user_offsets[user[chosen]],
@@ -95,8 +122,9 @@ def split_movielens(
 
     if tuning:
         held_out = max(1, train_users // 10)
-        return Split(samples(order[held_out:train_users]), validation=samples(order[:held_out]))
-    return Split(samples(order[:train_users]), test=samples(order[train_users:]))
+        train, validation = order[held_out:train_users], order[:held_out]
+        return Split(samples("training", train), validation=samples("validation", validation))
+    return Split(samples("training", order[:train_users]), test=samples("test", order[train_users:]))
 
 
 def _draw_negatives(interactions, user, position, drawn, negatives, seed) -> np.ndarray:

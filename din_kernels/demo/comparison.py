@@ -12,6 +12,7 @@ from din_kernels.benchmarking.shapes import Inputs
 from din_kernels.data import Batch
 from din_kernels.jagged import Jagged
 from din_kernels.models import DIN
+from din_kernels.nn import LocalActivationUnit
 
 VARIANTS = (FUSED, REFERENCE, EAGER, COMPILED)
 
@@ -19,14 +20,13 @@ VARIANTS = (FUSED, REFERENCE, EAGER, COMPILED)
 @torch.no_grad()
 def unit_inputs(model: DIN, batch: Batch) -> Inputs:
     """What the first unit of `model` gets from a batch; the gradient of the pooled rows is 1."""
-    query = model.embeddings.vectors("candidate", model.config.candidate, {
-        "item": batch.candidate_items, "category": batch.candidate_categories,
-    })  # fmt: skip
+    candidate = {"item": batch.candidate_items, "category": batch.candidate_categories}
+    query = model.embeddings.vectors("candidate", model.config.candidate, candidate)
     name, fields = next(iter(model.config.histories.items()))
-    values = model.embeddings.vectors(f"histories[{name!r}]", dict(fields), {
-        "item": batch.history_items, "category": batch.history_categories,
-    })  # fmt: skip
+    history = {"item": batch.history_items, "category": batch.history_categories}
+    values = model.embeddings.vectors(f"histories[{name!r}]", dict(fields), history)
     unit = next(iter(model.units.values()))
+    assert isinstance(unit, LocalActivationUnit)
     return Inputs(unit, query, Jagged(values, batch.offsets), batch.query_to_user, torch.ones_like(query))
 
 

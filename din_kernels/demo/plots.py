@@ -8,7 +8,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from din_kernels import files
+
 matplotlib.use("Agg")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with files.replacing(path, "plot") as out:
+        figure.savefig(out, format="png", dpi=150)
 
 
 def auc_per_epoch(histories: dict[str, list[dict]], path: Path) -> None:
@@ -20,7 +27,7 @@ def auc_per_epoch(histories: dict[str, list[dict]], path: Path) -> None:
     axes.set(xlabel="epoch", ylabel="user AUC, held-out", title="Attention against sum pooling")
     axes.set_xticks(sorted({record["epoch"] for history in histories.values() for record in history}))
     axes.legend()
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def speed_bars(seconds: dict[str, float], megabytes: dict[str, float | None], title: str, path: Path) -> None:
@@ -39,12 +46,10 @@ def speed_bars(seconds: dict[str, float], megabytes: dict[str, float | None], ti
         axes.margins(x=0.15)
         axes.spines[["top", "right"]].set_visible(False)
     left.invert_yaxis()
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
-def attention(
-    weights: np.ndarray, candidates: list[str], behaviours: list[str], same: np.ndarray, path: Path
-) -> None:  # fmt: skip
+def attention(weights: np.ndarray, candidates: list[str], behaviours: list[str], same: np.ndarray, path: Path) -> None:
     """Weights `[C, T]` of one user's behaviours for several candidates; `same [C, T]` marks a shared category."""
     figure = Figure(figsize=(max(6.0, 0.28 * len(behaviours)), 1.8 + 0.4 * len(candidates)), layout="constrained")
     axes = figure.add_subplot()
@@ -62,4 +67,4 @@ def attention(
         xlabel="the user's behaviours, oldest first, by category", title="Weights per candidate (dot: same category)"
     )
     figure.colorbar(image, ax=axes, label="weight")
-    figure.savefig(path, dpi=150)
+    _save(figure, path)

@@ -106,10 +106,7 @@ class Top(nn.Sequential):
 
 
 class Model(nn.Module):
-    """Embeds the fields, pools every history for every candidate (`interests`), and scores both with the top MLP.
-
-    `stopwatch` (`training.timing.Stopwatch`) may be set to split the time of a step; None costs nothing.
-    """
+    """Embeds the fields, pools every history for every candidate (`interests`), and scores both with the top MLP."""
 
     def __init__(self, config: DINConfig):
         super().__init__()
@@ -120,14 +117,10 @@ class Model(nn.Module):
         self.item_bias = nn.Embedding(first_table.rows, 1, sparse=config.sparse) if config.item_bias else None
         if self.item_bias is not None:
             nn.init.zeros_(self.item_bias.weight)
-        self.stopwatch = None
 
     def interests(self, inputs: dict[str, Any], candidate: torch.Tensor) -> list[torch.Tensor]:
         """`[Q, D]` per history."""
         raise NotImplementedError
-
-    def _enter(self, phase: str, backward: str, *tensors: torch.Tensor):
-        return tensors if self.stopwatch is None else self.stopwatch.boundary(phase, backward, *tensors)
 
     def forward(self, batch: Batch | dict[str, Any]) -> torch.Tensor:
         """Logits `[Q]` of a `data.Batch`, or of the dict described at `inputs_of`.
@@ -136,7 +129,6 @@ class Model(nn.Module):
             ValueError: a field of the config that the batch lacks.
         """
         inputs = inputs_of(batch)
-        self._enter("embedding", "embedding")
         candidate = self.embeddings.vectors("candidate", self.config.candidate, inputs["candidate"])
         parts = []
         if self.config.profile:
@@ -145,8 +137,6 @@ class Model(nn.Module):
         if self.config.context:
             parts.append(self.embeddings.vectors("context", self.config.context, inputs["context"]))
         interests = self.interests(inputs, candidate)
-        candidate, *rest = self._enter("top_mlp", "unit", candidate, *interests, *parts)
-        interests, parts = rest[: len(interests)], rest[len(interests) :]
         crossed = [interest * candidate for interest in interests]
         logits = self.top(torch.cat([*interests, candidate, *crossed, *parts], -1))
         if self.item_bias is not None:

@@ -62,17 +62,12 @@ class DIN(Model):
 
     def interests(self, inputs: dict[str, Any], candidate: torch.Tensor) -> list[torch.Tensor]:
         """`[Q, D]` per history, each candidate's own."""
-        histories = [self._history(name, inputs) for name in self.config.histories]
-        copied = [history.values for history in histories if isinstance(history, Jagged)]
-        query, *copied = self._enter("unit", "embedding", candidate, *copied)
-        rows = iter(copied)
+        histories = [self._history(name, inputs) for name in self.units]
+        query_to_user = inputs.get("query_to_user")
         return [
-            unit(
-                query, Jagged(next(rows), history.offsets) if isinstance(history, Jagged) else history,
-                query_to_user=inputs.get("query_to_user"),
-            )
+            unit(candidate, history, query_to_user=query_to_user)
             for unit, history in zip(self.units.values(), histories, strict=True)
-        ]  # fmt: skip
+        ]
 
     @torch.no_grad()
     def predict_weights(self, batch: Batch | dict[str, Any], history: str | None = None) -> Jagged:

@@ -18,7 +18,6 @@ class EmbeddingMLP(Model):
 
     def interests(self, inputs: dict[str, Any], candidate: torch.Tensor) -> list[torch.Tensor]:
         """`[Q, D]` per history: the sum of the user's behaviours."""
-        self._enter("unit", "unit")  # the sum does here what DIN's unit does there
         return [
             per_candidate(self.embeddings.sums(f"histories[{name!r}]", dict(fields), inputs["histories"][name]), inputs)
             for name, fields in self.config.histories.items()

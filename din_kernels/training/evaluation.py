@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from din_kernels.data import Interactions, Samples, batches, seen_in_training
 from din_kernels.models.base import Model
 from din_kernels.training import metrics
+from din_kernels.training.errors import Diverged
+
+USER_AUCS = {"user_auc": "impressions", "user_auc_positives": "positives", "user_auc_none": "none"}
 
 
 @torch.no_grad()
@@ -27,7 +32,7 @@ def predict(model: Model, samples: Samples, interactions: Interactions, batch_si
 
 def evaluate(
     model: Model, samples: Samples, interactions: Interactions, batch_size: int = 2048, train: Samples | None = None
-) -> dict[str, float | int]:
+) -> dict[str, Any]:
     """Metrics of `model` on `samples`.
 
     Args:
@@ -35,23 +40,30 @@ def evaluate(
 
     Returns:
         auc, logloss, user_auc (the paper's, weighted by impressions), user_auc_positives, user_auc_none (the other two
-        weightings), users_counted and users_skipped (those with one class alone), and auc_seen.
+        weightings), users_counted and users_skipped (those with one class alone), and auc_seen. A metric that is not
+        defined on `samples` is nan, and `notes`, which is there only then, has the reason by its name.
+
+    Raises:
+        Diverged: a score that is not finite.
     """
     scores = predict(model, samples, interactions, batch_size)
+    if not np.isfinite(scores).all():
+        raise Diverged(f"the scores of held-out samples must be finite, got {scores[~np.isfinite(scores)][0]}")
     labels, flat = samples.labels.ravel(), scores.ravel()
     users = np.repeat(samples.user, samples.labels.shape[1])
-    weighted = {weight: metrics.user_auc(labels, flat, users, weight) for weight in metrics.WEIGHTINGS}
-    result = {
-        "auc": metrics.auc(labels, flat),
-        "logloss": metrics.logloss(labels, flat),
-        "user_auc": weighted["impressions"].value,
-        "user_auc_positives": weighted["positives"].value,
-        "user_auc_none": weighted["none"].value,
-        "users_counted": weighted["impressions"].users_counted,
-        "users_skipped": weighted["impressions"].users_skipped,
+    notes: dict[str, str] = {}
+    result: dict[str, Any] = {
+        "auc": metrics.or_nan(notes, "auc", metrics.auc, labels, flat),
+        "logloss": metrics.or_nan(notes, "logloss", metrics.logloss, labels, flat),
     }
+    counted = 0
+    for name, weight in USER_AUCS.items():
+        found = metrics.or_nan(notes, name, metrics.user_auc, labels, flat, users, weight)
+        result[name] = found if name in notes else found.value
+        counted = 0 if name in notes else found.users_counted
+    result |= {"users_counted": counted, "users_skipped": len(np.unique(users)) - counted}
     if train is not None:
         seen = seen_in_training(samples, train, interactions)
-        if len(np.unique(samples.labels[seen])) == 2:
-            result["auc_seen"] = metrics.auc(samples.labels[seen].ravel(), scores[seen].ravel())
-    return result
+        chosen = samples.labels[seen].ravel(), scores[seen].ravel()
+        result["auc_seen"] = metrics.or_nan(notes, "auc_seen", metrics.auc, *chosen)
+    return result | ({"notes": notes} if notes else {})

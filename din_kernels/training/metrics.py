@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 WEIGHTINGS = ("impressions", "positives", "none")
+
+
+class Undefined(ValueError):
+    """The metric has no value on this input, though nothing is wrong with it: one class alone, or no row at all."""
 
 
 class UserAUC(NamedTuple):
@@ -25,12 +31,13 @@ def auc(labels, scores) -> float:
         scores: `[Q]`, finite.
 
     Raises:
-        ValueError: shapes that differ, labels outside {0, 1}, scores that are not finite, or one class alone.
+        ValueError: shapes that differ, labels outside {0, 1}, or scores that are not finite.
+        Undefined: one class alone.
     """
     labels, scores = _checked(labels, scores)
     positives = int(labels.sum())
     if positives in (0, len(labels)):
-        raise ValueError(f"labels must hold both classes, got {positives} positives of {len(labels)}")
+        raise Undefined(f"labels must hold both classes, got {positives} positives of {len(labels)}")
     return float(_grouped_auc(labels, scores, np.zeros(len(labels), np.int64), 1)[0][0])
 
 
@@ -38,11 +45,12 @@ def logloss(labels, probabilities, eps: float = 1e-15) -> float:
     """Mean negative log likelihood of `labels [Q]` under `probabilities [Q]`, clipped to [eps, 1 - eps].
 
     Raises:
-        ValueError: as `auc`, empty input, or probabilities outside [0, 1].
+        ValueError: as `auc`, or probabilities outside [0, 1].
+        Undefined: empty input.
     """
     labels, probabilities = _checked(labels, probabilities, "probabilities")
     if not len(labels):
-        raise ValueError("labels must not be empty")
+        raise Undefined("labels must not be empty")
     if probabilities.min() < 0 or probabilities.max() > 1:
         raise ValueError(f"probabilities must lie in 0..1, got {probabilities.min()}..{probabilities.max()}")
     clipped = np.clip(probabilities, eps, 1 - eps)
@@ -59,7 +67,8 @@ def user_auc(labels, scores, users, weight: str = "impressions") -> UserAUC:
         weight: a user's weight: "impressions" (its candidates, as in the paper), "positives" or "none".
 
     Raises:
-        ValueError: as `auc`, an unknown `weight`, or no user with both classes.
+        ValueError: as `auc`, or an unknown `weight`.
+        Undefined: no user with both classes.
 
     Example:
         >>> user_auc([1, 0, 1, 0], [0.9, 0.1, 0.2, 0.8], [7, 7, 9, 9])
@@ -75,7 +84,7 @@ def user_auc(labels, scores, users, weight: str = "impressions") -> UserAUC:
     value, positives, negatives = _grouped_auc(labels, scores, user.reshape(-1), len(names))
     counted = (positives > 0) & (negatives > 0)
     if not counted.any():
-        raise ValueError(f"users must have both classes, got none such of {len(names)}")
+        raise Undefined(f"users must have both classes, got none such of {len(names)}")
     weights = {"impressions": positives + negatives, "positives": positives, "none": np.ones(len(names))}[weight]
     mean = np.average(value[counted], weights=weights[counted])
     return UserAUC(float(mean), int(counted.sum()), int(len(names) - counted.sum()))
@@ -85,11 +94,31 @@ def rela_impr(auc: float, base_auc: float) -> float:
     """Relative improvement in percent (paper, section 6.2): ((auc - 0.5) / (base_auc - 0.5) - 1) * 100.
 
     Raises:
-        ValueError: base_auc is 0.5, where it is not defined.
+        Undefined: base_auc is 0.5, or one of the two is not defined (nan).
     """
     if base_auc == 0.5:
-        raise ValueError("base_auc must differ from 0.5, the AUC of a random guess, got 0.5")
+        raise Undefined("base_auc must differ from 0.5, the AUC of a random guess, got 0.5")
+    for name, value in (("auc", auc), ("base_auc", base_auc)):
+        if math.isnan(value):
+            raise Undefined(f"{name} must be defined, got nan")
     return ((auc - 0.5) / (base_auc - 0.5) - 1) * 100
+
+
+def or_nan(notes: dict[str, str], name: str, metric: Callable[..., Any], *inputs: Any) -> Any:
+    """`metric(*inputs)`; where it is not defined nan, and the reason as `notes[name]`.
+
+    Example:
+        >>> notes = {}
+        >>> or_nan(notes, "auc", auc, [1, 1], [0.2, 0.4])
+        nan
+        >>> notes
+        {'auc': 'labels must hold both classes, got 2 positives of 2'}
+    """
+    try:
+        return metric(*inputs)
+    except Undefined as reason:
+        notes[name] = str(reason)
+        return math.nan
 
 
 def _grouped_auc(labels, scores, group, n_groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

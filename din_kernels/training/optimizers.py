@@ -59,17 +59,25 @@ class Optimizers:
                 group["lr"] = self._lr * self._decay**epoch
 
     def zero_grad(self) -> None:
+        """Drops the gradients of all parameters."""
         for each in self.all:
             each.zero_grad()
 
     def step(self) -> None:
+        """Updates all parameters by their gradients."""
         for each in self.all:
             each.step()
 
     def state_dict(self) -> list[dict]:
+        """What `load_state_dict` takes: the state of each optimizer, in the order of `all`."""
         return [each.state_dict() for each in self.all]
 
     def load_state_dict(self, state: list[dict]) -> None:
+        """Restores what `state_dict` gave.
+
+        Raises:
+            ValueError: a state of more or fewer optimizers, or of other parameters.
+        """
         for each, saved in zip(self.all, state, strict=True):
             each.load_state_dict(saved)
 
@@ -78,6 +86,7 @@ def _mba(table: str | None, options: TrainingOptions, counts: dict[str, torch.Te
     """The group's regularization; the item bias, which is no table of the config, has none."""
     if table is None or not options.mba:
         return {}
-    if table not in (counts or {}):
-        raise ValueError(f"counts must hold table {table!r} for mba, got {', '.join(counts or {}) or 'none'}")
+    counts = counts or {}
+    if table not in counts:
+        raise ValueError(f"counts must hold table {table!r} for mba, got {', '.join(counts) or 'none'}")
     return {"mba": sparse_optim.MBA(options.mba, counts[table])}

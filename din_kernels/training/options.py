@@ -1,17 +1,18 @@
-"""How to train: the options, and the recipes in which they come with a model."""
+"""How to train: the options of the loop."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import math
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import get_type_hints
+
+import torch
 
 from din_kernels import checks
+from din_kernels.training.typed import fits
 
 OPTIMIZERS = ("adam", "sgd", "adagrad", "sparse-adam", "sparse-sgd", "sparse-adagrad", "sparse-rowwise-adagrad")
+LARGEST = torch.finfo(torch.float32).max  # a larger number would be infinite in a float32 parameter
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class TrainingOptions:
             dense tables.
         lr: learning rate.
         lr_decay: epoch e (from 0) trains with `lr * lr_decay ** e`.
-        seed: of the model's initialization, the order of batches and torch's generator.
+        seed: of the model's initialization, the order of batches and torch's generator; 0 to 2^63 - 1.
         eval_batch_size: histories in a batch of evaluation.
 
     Raises:
-        ValueError: an unknown optimizer, or a number out of range.
+        TypeError: a value of another type than its field's.
+        ValueError: an unknown optimizer, or a number that is not finite or out of range.
     """
 
     epochs: int = 1
@@ -48,16 +50,28 @@ class TrainingOptions:
     l2: float = 0.0
 
     def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            fits(name, getattr(self, name), kind, TypeError)
+            # A NumPy number becomes Python's, which a checkpoint may hold.
+            object.__setattr__(self, name, kind(getattr(self, name)))
         checks.one_of("optimizer", self.optimizer, OPTIMIZERS)
         for name, least in (("epochs", 0), ("batch_size", 1), ("eval_batch_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie in 0..2^63 - 1, got {self.seed}")
         for name in ("lr", "lr_decay"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} must be positive and finite in float32, got {getattr(self, name)}")
+        last = math.log(self.lr) + max(0, self.epochs - 1) * math.log(self.lr_decay)
+        if last > math.log(LARGEST):
+            raise ValueError(
+                f"lr * lr_decay ** (epochs - 1) must be finite in float32, "
+                f"got {self.lr} * {self.lr_decay} ** {self.epochs - 1}"
+            )
         for name in ("mba", "l2"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} must be at least 0 and finite in float32, got {getattr(self, name)}")
         if self.mba and not self.sparse:
             known = ", ".join(name for name in OPTIMIZERS if name.startswith("sparse-"))
             raise ValueError(f"mba needs one of the optimizers {known}, got {self.optimizer}")
@@ -68,41 +82,3 @@ class TrainingOptions:
     def sparse(self) -> bool:
         """Whether the optimizer is one of `din_kernels.optim`, which needs sparse tables."""
         return self.optimizer.startswith("sparse-")
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("din_kernels") / "configs"
-    return sorted(file.name.removesuffix(".json") for file in folder.iterdir() if file.name.endswith(".json"))
-
-
-def load_recipe(name: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's settings (for `DINConfig.from_dict`) and the training options of a recipe.
-
-    Args:
-        name: a recipe of the package, or the path of a JSON file `{"model": {...}, "training": {...}}`.
-
-    Raises:
-        FileNotFoundError: neither a recipe nor a file.
-        ValueError: a file that is not such JSON, or an unknown training option.
-    """
-    if str(name) in recipe_names():
-        source = resources.files("din_kernels") / "configs" / f"{name}.json"
-    else:
-        source = Path(name)
-        if not source.is_file():
-            raise FileNotFoundError(f"config must be a file or one of {', '.join(recipe_names())}, got {name}")
-    try:
-        content = json.loads(source.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{source}:{error.lineno}: config must be JSON, got an error at column {error.colno}"
-        ) from None
-    if not isinstance(content, dict) or set(content) != {"model", "training"}:
-        got = ", ".join(sorted(content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{source}: config must have the entries model and training, got {got}")
-    known = {each.name for each in dataclasses.fields(TrainingOptions)}
-    unknown = sorted(set(content["training"]) - known)
-    if unknown:
-        raise ValueError(f"{source}: training must hold {', '.join(sorted(known))}, got {', '.join(unknown)}")
-    return content["model"], content["training"]

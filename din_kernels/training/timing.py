@@ -1,11 +1,23 @@
-"""Where the time of a training step goes: data, embedding, unit, top MLP, optimizer."""
+"""Where the time of a training step goes: data, embedding, unit, top MLP, optimizer.
+
+The models know nothing of it: the stopwatch hooks itself to their parts.
+
+    forward    embedding | unit | top_mlp            unit: from the call of an activation unit to its return
+    backward   top_mlp | unit | embedding            unit: from the gradient of its result to those of its arguments
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
+from torch.autograd.graph import register_multi_grad_hook
+
+from din_kernels.models.base import Model
+from din_kernels.nn.local_activation import LocalActivationUnit
 
 PHASES = ("data", "embedding", "unit", "top_mlp", "optimizer", "other")
 
@@ -13,8 +25,8 @@ PHASES = ("data", "embedding", "unit", "top_mlp", "optimizer", "other")
 class Stopwatch:
     """Gives every moment to one phase; entering a phase ends the one before.
 
-    In backward the phases follow each other in reverse, at the tensors that crossed a `boundary`. The optimizer and the
-    loader enter theirs from the loop.
+    The loader and the optimizer enter theirs from the loop, a model's parts theirs while it is `attached`. A model
+    without activation units (sum pooling) spends no time in "unit": its sums are part of the embedding.
 
     Args:
         wait: called before the clock is read, such as torch.cuda.synchronize where kernels run asynchronously.
@@ -39,21 +51,41 @@ class Stopwatch:
         self.seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
 
-    def boundary(self, phase: str, backward: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Enters `phase`; when the gradients of `tensors` are complete in backward, enters `backward`."""
-        self.enter(phase)
-        if not any(tensor.requires_grad for tensor in tensors):
-            return tensors
-        return _Boundary.apply(self, backward, *tensors)
+    @contextlib.contextmanager
+    def attached(self, model: Model) -> Iterator[None]:
+        """Within the block, the steps of `model` enter their phases, forward and backward."""
+        units = [each for each in model.modules() if isinstance(each, LocalActivationUnit)]
+        handles = [model.register_forward_pre_hook(lambda *_: self.enter("embedding"))]
+        if not units:
+            handles.append(model.top.register_forward_pre_hook(self._before("top_mlp", "embedding")))
+        for unit in units:
+            handles.append(unit.register_forward_pre_hook(self._before("unit", "embedding")))
+            handles.append(unit.register_forward_hook(self._after("top_mlp", "unit")))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
+    def _before(self, phase: str, backward: str) -> Callable[..., None]:
+        """A forward pre-hook: enters `phase`, and `backward` once the gradients of all arguments are complete."""
 
-class _Boundary(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, stopwatch, backward, *tensors):
-        ctx.stopwatch, ctx.phase = stopwatch, backward
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
+        def hook(module: nn.Module, arguments: tuple) -> None:
+            self.enter(phase)
+            self._in_backward(backward, arguments)
 
-    @staticmethod
-    def backward(ctx, *grads):
-        ctx.stopwatch.enter(ctx.phase)
-        return None, None, *grads
+        return hook
+
+    def _after(self, phase: str, backward: str) -> Callable[..., None]:
+        """A forward hook: enters `phase`, and `backward` once the gradient of the result is complete."""
+
+        def hook(module: nn.Module, arguments: tuple, result: torch.Tensor | tuple) -> None:
+            self.enter(phase)
+            self._in_backward(backward, result if isinstance(result, tuple) else (result,))
+
+        return hook
+
+    def _in_backward(self, phase: str, values: tuple) -> None:
+        tensors = [each for each in values if isinstance(each, torch.Tensor) and each.requires_grad]
+        if tensors:
+            register_multi_grad_hook(tensors, lambda _: self.enter(phase))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import din_kernels as dk
-from din_kernels import backends
+from din_kernels import backends, options
 from din_kernels.backends import BackendError, Request
 
 
@@ -144,16 +144,22 @@ def test_a_compiled_function_keeps_the_backend_of_its_trace(served):
 
 
 def test_cpu_kernels_serve_every_option_that_is_fused():
-    served = {(option, value): backend for op, option, value, backend in backends.capabilities("cpu")
-              if op == "local_activation"}  # fmt: skip
-    for features in ("concat", "product", "outer"):
-        assert served["features", features] == "cpu"
-    for activation in ("sigmoid", "relu", "prelu", "tanh", "identity", "dice"):
-        assert served["activation", activation] == "cpu"
-    for option, values in (("normalize", ("none", "softmax")), ("layout", ("packed", "padded", "masked")),
-                           ("query_to_user", ("True",)), ("gather", ("True",)), ("stats", ("padded",)),
-                           ("dice_training", ("True",)),
-                           ("dtype", ("float32", "float64", "bfloat16", "float16"))):  # fmt: skip
+    served = {
+        (option, value): backend
+        for op, option, value, backend in backends.capabilities("cpu")
+        if op == "local_activation"
+    }
+    for option, values in (
+        ("features", options.FEATURES),
+        ("activation", options.ACTIVATIONS),
+        ("normalize", options.NORMALIZATIONS),
+        ("layout", options.LAYOUTS),
+        ("query_to_user", ("True",)),
+        ("gather", ("True",)),
+        ("stats", ("padded",)),
+        ("dice_training", ("True",)),
+        ("dtype", ("float32", "float64", "bfloat16", "float16")),
+    ):
         assert [served[option, value] for value in values] == ["cpu"] * len(values)
 
 
@@ -235,8 +241,19 @@ def test_every_example_runs_as_it_is_written(name):
         assert runner.run(each, out=report.append).failed == 0, "".join(report)
 
 
-@pytest.mark.parametrize("name", ["Jagged", "MBA", "MBACounts", "use_backend", "local_activation", "mba_penalty",
-                                  "nn.LocalActivationUnit", "nn.Dice"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Jagged",
+        "MBA",
+        "MBACounts",
+        "use_backend",
+        "local_activation",
+        "mba_penalty",
+        "nn.LocalActivationUnit",
+        "nn.Dice",
+    ],
+)
 def test_public_names_have_an_example(name):
     value = dk
     for part in name.split("."):

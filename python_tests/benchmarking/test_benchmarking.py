@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -19,8 +20,13 @@ SHARED = Shape("shared", lambda rng: np.array([4, 9]), 9, "shared", dim=12, hidd
 
 
 def test_house_shapes_have_the_sizes_that_the_documentation_states():
-    sizes = {"uniform100": (1024, 100, 128), "full100": (1024, 100, 128), "long": (64, 10_000, 64),
-             "industrial": (5000, 50, 36), "gpu_train": (16_384, 200, 128)}  # fmt: skip
+    sizes = {
+        "uniform100": (1024, 100, 128),
+        "full100": (1024, 100, 128),
+        "long": (64, 10_000, 64),
+        "industrial": (5000, 50, 36),
+        "gpu_train": (16_384, 200, 128),
+    }
     for name, (users, longest, dim) in sizes.items():
         lengths = SHAPES[name].lengths(np.random.default_rng(0))
         assert (len(lengths), lengths.max(), SHAPES[name].dim) == (users, longest, dim)
@@ -29,9 +35,21 @@ def test_house_shapes_have_the_sizes_that_the_documentation_states():
 
 
 def test_the_real_shape_says_what_it_lacks(monkeypatch, tmp_path):
-    monkeypatch.setattr(config, "data_folder", lambda: tmp_path)
-    with pytest.raises(ShapeUnavailable, match="no real data at"):
+    monkeypatch.setenv("DIN_KERNELS_TEST_DATA", str(tmp_path))
+    with pytest.raises(ShapeUnavailable, match=re.escape(f"DIN_KERNELS_TEST_DATA names ({tmp_path}")):
         inputs_of(SHAPES["real"])
+    monkeypatch.delenv("DIN_KERNELS_TEST_DATA")
+    with pytest.raises(ShapeUnavailable, match="DIN_KERNELS_TEST_DATA must name the folder of real data"):
+        inputs_of(SHAPES["real"])
+
+
+def test_no_data_is_looked_for_outside_the_folder_that_the_environment_names(monkeypatch, tmp_path):
+    monkeypatch.delenv("DIN_KERNELS_TEST_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="no amazon_beauty: DIN_KERNELS_TEST_DATA"):
+        config.data_set("amazon_beauty")
+    (tmp_path / "amazon_beauty").mkdir()
+    monkeypatch.setenv("DIN_KERNELS_TEST_DATA", str(tmp_path))
+    assert config.data_set("amazon_beauty") == (tmp_path / "amazon_beauty").resolve()
 
 
 def test_inputs_are_the_same_for_the_same_seed_and_work_counts_valid_pairs():

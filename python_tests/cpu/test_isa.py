@@ -76,9 +76,11 @@ din_kernels.local_activation(torch.randn(2, 4), history, [torch.randn(1, 16)], [
 @pytest.mark.skipif(COMPILER is None or not CSRC.exists(), reason="needs a C++ compiler and the sources")
 @pytest.mark.parametrize(
     ("defines", "lacking"),
-    [(["DIN_KERNELS_HAVE_AVX2", "DIN_KERNELS_HAVE_AVX512", "__builtin_cpu_supports(name)=0"], "this processor"),
-     ([], "this build")],
-)  # fmt: skip
+    [
+        (["DIN_KERNELS_HAVE_AVX2", "DIN_KERNELS_HAVE_AVX512", "__builtin_cpu_supports(name)=0"], "this processor"),
+        ([], "this build"),
+    ],
+)
 def test_isa_that_machine_or_build_lacks_is_an_error_that_says_which(tmp_path, defines, lacking):
     if lacking == "this processor" and "avx512" not in _build_info.ISAS:
         pytest.skip("only x86-64 has more than one ISA")

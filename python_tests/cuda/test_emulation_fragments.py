@@ -16,8 +16,14 @@ LAYOUTS = {
     # "Matrix fragments for mma.m16n8k16 with floating point type", .f16 / .bf16
     "m16n8k16": {
         "a": lambda g, t: [
-            (g, 2 * t), (g, 2 * t + 1), (g + 8, 2 * t), (g + 8, 2 * t + 1),
-            (g, 2 * t + 8), (g, 2 * t + 9), (g + 8, 2 * t + 8), (g + 8, 2 * t + 9),
+            (g, 2 * t),
+            (g, 2 * t + 1),
+            (g + 8, 2 * t),
+            (g + 8, 2 * t + 1),
+            (g, 2 * t + 8),
+            (g, 2 * t + 9),
+            (g + 8, 2 * t + 8),
+            (g + 8, 2 * t + 9),
         ],
         "b": lambda g, t: [(2 * t, g), (2 * t + 1, g), (2 * t + 8, g), (2 * t + 9, g)],
         "c": lambda g, t: [(g, 2 * t), (g, 2 * t + 1), (g + 8, 2 * t), (g + 8, 2 * t + 1)],
@@ -30,7 +36,7 @@ LAYOUTS = {
         "c": lambda g, t: [(g, 2 * t), (g, 2 * t + 1), (g + 8, 2 * t), (g + 8, 2 * t + 1)],
         "depth": 8,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

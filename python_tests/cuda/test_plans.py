@@ -14,15 +14,41 @@ from din_kernels.ops.local_activation import FEATURES
 emulated = pytest.fixture(emulated_module)
 
 
-def plan(emulated, dim, hidden, dtype, backward, shared_per_block, queries=1024, average=1, features="concat",
-         chunk_bytes=CHUNK_BYTES):  # fmt: skip
+def plan(
+    emulated,
+    dim,
+    hidden,
+    dtype,
+    backward,
+    shared_per_block,
+    queries=1024,
+    average=1,
+    features="concat",
+    chunk_bytes=CHUNK_BYTES,
+):
     rows = queries * average
     query, history = (0, queries, dim, 0, "int64"), (0, rows, dim, 0, "int64")
-    layers = [{"width": width, "weight": (0, dtype, 0), "bias": (0, dtype, 0), "params": [], "eps": 0.0}
-              for width in (*hidden, 1)]  # fmt: skip
-    call = {"dtype": dtype, "precision": "highest", "queries": queries, "users": queries, "rows_count": rows,
-            "capacity": rows, "dim": dim, "query": [query], "rows": [history], "layers": layers, "features": features,
-            "activation": "sigmoid", "normalize": "softmax", "scale": 1.0, "chunk_bytes": chunk_bytes}  # fmt: skip
+    layers = [
+        {"width": width, "weight": (0, dtype, 0), "bias": (0, dtype, 0), "params": [], "eps": 0.0}
+        for width in (*hidden, 1)
+    ]
+    call = {
+        "dtype": dtype,
+        "precision": "highest",
+        "queries": queries,
+        "users": queries,
+        "rows_count": rows,
+        "capacity": rows,
+        "dim": dim,
+        "query": [query],
+        "rows": [history],
+        "layers": layers,
+        "features": features,
+        "activation": "sigmoid",
+        "normalize": "softmax",
+        "scale": 1.0,
+        "chunk_bytes": chunk_bytes,
+    }
     return emulated.local_activation_plan(call, backward, 132, shared_per_block)
 
 
@@ -77,9 +103,11 @@ def test_outer_features_in_half_precision_keep_two_parts_of_every_matrix(emulate
         return CHUNK_BYTES // (64 * 40 * bytes_per_element)
 
     assert chunks == {
-        ("concat", "float32"): fit(4), ("concat", "bfloat16"): fit(2),
-        ("outer", "float32"): fit(4), ("outer", "bfloat16"): fit(2 + 2),
-    }  # fmt: skip
+        ("concat", "float32"): fit(4),
+        ("concat", "bfloat16"): fit(2),
+        ("outer", "float32"): fit(4),
+        ("outer", "bfloat16"): fit(2 + 2),
+    }
 
 
 def test_one_candidate_at_a_time_is_the_least(emulated):
@@ -151,10 +179,11 @@ def test_blocks_share_pairs_of_any_number(lengths, blocks, slots):
     assert found["total"] == [[total]]
     begins = [min(block * share, total) for block in range(blocks)]
     expected = [
-        [begin, (end := min(begin + share, total)), *pair(begin), *pair(min(begin + 64, end) - 1)] if begin < total
+        [begin, (end := min(begin + share, total)), *pair(begin), *pair(min(begin + 64, end) - 1)]
+        if begin < total
         else [0] * 6  # no pair is left for it
         for begin in begins
-    ]  # fmt: skip
+    ]
     assert found["block"] == expected
     assert found["candidate"] == [
         [(end - length) // share, (end - 1) // share] if length else [0, -1]

@@ -1,9 +1,11 @@
+import dataclasses
 import time
 
 import numpy as np
 import pytest
 import torch
 from support.realdata import amazon_beauty  # noqa: F401  (fixture)
+from torch.utils._pytree import tree_leaves
 
 from din_kernels import Jagged, data
 
@@ -146,55 +148,57 @@ def test_bad_sizes_are_named():
         data.batches(train, interactions, 1, max_length=-1)
 
 
-@pytest.mark.parametrize(
-    "fields", [{"item_ids": [0, 5]}, {"user_offsets": [0, 1]}, {"user_offsets": [0, 3, 2]}, {"labels": [1.0]}]
-)
-def test_inconsistent_interactions_are_refused(fields):
-    good = {"user_offsets": [0, 2], "item_ids": [0, 1], "category_ids": [0, 0], "n_categories": 1}
-    with pytest.raises(ValueError, match=next(iter(fields))):
-        data.Interactions(**{name: np.array(value) for name, value in {**good, **fields}.items()})
-
-
-@pytest.mark.parametrize("max_length", [None, 3])
-@pytest.mark.parametrize("count", ["samples", "occurrences"])
 @pytest.mark.parametrize("multiple", [False, True])
-def test_counts_are_those_of_the_expanded_samples(multiple, count, max_length):
-    interactions = _toy(multiple=multiple, users=12)
-    train = data.split_amazon(interactions).train
-    items, categories = np.zeros(50, np.int64), np.zeros(7, np.int64)
-    for at in range(len(train)):
-        history = interactions.item_ids[train.history_begin[at] :][: train.history_length[at]]
-        history = history if max_length is None else history[-max_length:]
-        for candidate in train.candidates[at]:  # positive and negative each count as a sample
-            ids = np.append(history, candidate)
-            for counts, own in ((items, ids), (categories, interactions.categories_of(ids)[0])):
-                np.add.at(counts, np.unique(own) if count == "samples" else own, 1)
-    assert data.item_counts(train, interactions, max_length, count).tolist() == items.tolist()
-    assert data.category_counts(train, interactions, max_length, count).tolist() == categories.tolist()
+def test_a_batch_moves_to_a_device_without_blocking(multiple):
+    interactions = _toy(multiple=multiple)
+    batch = next(iter(data.batches(data.split(interactions).train, interactions, 4)))
+    moved = batch.to("meta", non_blocking=True)
+    tensors = [leaf for field in dataclasses.fields(batch) for leaf in tree_leaves(getattr(moved, field.name))]
+    assert len(tensors) == (11 if multiple else 9)  # two more where categories have offsets
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert isinstance(moved.history_categories, Jagged) == multiple
 
 
-def test_counts_do_not_depend_on_the_chunk(monkeypatch):
+@pytest.mark.parametrize("multiple", [False, True])
+def test_every_tensor_of_a_batch_is_pinned(multiple, monkeypatch):
+    pinned = []
+
+    def pin_memory(tensor):
+        pinned.append(tensor.clone())  # a machine without an accelerator cannot pin
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    interactions = _toy(multiple=multiple)
+    batch = next(iter(data.batches(data.split(interactions).train, interactions, 4)))
+    made = batch.pin_memory()
+    assert len(pinned) == (11 if multiple else 9)
+    for field in dataclasses.fields(batch):
+        before, after = (tree_leaves(getattr(each, field.name)) for each in (batch, made))
+        for old, new in zip(before, after, strict=True):
+            assert any(new is tensor for tensor in pinned), field.name
+            assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"batch_size": True}, "batch_size must be a whole number, got True"),
+        ({"batch_size": None}, "batch_size must be a whole number, got None"),
+        ({"shuffle": "no"}, "shuffle must be True or False, got 'no'"),
+        ({"seed": 1.0}, "seed must be a whole number, got 1.0"),
+        ({"epoch": -1}, "epoch must be at least 0, got -1"),
+        ({"max_length": "100"}, "max_length must be a whole number or None, got '100'"),
+        ({"max_length": float("nan")}, "max_length must be a whole number or None, got nan"),
+        ({"samples": None}, "samples must be Samples, got NoneType"),
+        ({"interactions": {}}, "interactions must be Interactions, got dict"),
+    ],
+)
+def test_wrong_arguments_of_batches_are_named(given, complaint):
     interactions = _toy()
-    train = data.split(interactions).train
-    whole = data.item_counts(train, interactions)
-    monkeypatch.setattr("din_kernels.data.counts._CHUNK", 20)
-    assert (data.item_counts(train, interactions) == whole).all()
-
-
-def test_an_unknown_count_is_refused():
-    interactions = _toy()
-    with pytest.raises(ValueError, match="count must be 'samples' or 'occurrences', got 'users'"):
-        data.item_counts(data.split(interactions).train, interactions, count="users")
-
-
-def test_a_pair_is_seen_when_training_had_both_as_behaviours_or_positives():
-    # User 0 trains on 0 -> 1; 2 is held out. User 1 trains on 3 -> 4; 0 is held out.
-    interactions = data.Interactions(np.array([0, 3, 6]), np.array([0, 1, 2, 3, 4, 0]), np.zeros(8, np.int64), 1)
-    split = data.split_amazon(interactions)
-    pairs = data.Samples(
-        *(np.zeros(4, np.int64),) * 3, np.array([[0, 1], [2, 0], [4, 3], [0, 7]]), np.zeros((4, 2), np.float32)
-    )
-    assert data.seen_in_training(pairs, split.train, interactions).tolist() == [True, False, True, False]
+    good = {"samples": data.split(interactions).train, "interactions": interactions, "batch_size": 4}
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        data.batches(**(good | given))
 
 
 @pytest.mark.realdata

@@ -99,10 +99,26 @@ def test_an_unknown_kind_of_negatives_is_refused():
         data.split_amazon(_toy(), negatives="easy")
 
 
-def test_no_users_and_short_users_split_into_nothing():
-    for lengths in ((), (0,), (1, 1)):
-        split = data.split_amazon(_toy(lengths))
-        assert len(split.train) == len(split.test) == 0
+@pytest.mark.parametrize(
+    ("lengths", "tuning", "reason"),
+    [
+        ((), False, "at least 3 behaviours, got 0 users with at most 0"),
+        ((0,), False, "at least 3 behaviours, got 1 users with at most 0"),
+        ((1, 2, 2), False, "at least 3 behaviours, got 3 users with at most 2"),
+        ((3, 3), True, "at least 4 behaviours, got 2 users with at most 3"),
+    ],
+)
+def test_a_split_without_training_samples_is_refused_with_the_reason(lengths, tuning, reason):
+    with pytest.raises(ValueError, match=f"the split has no training samples: .*{reason}"):
+        data.split(_toy(lengths), tuning=tuning)
+
+
+@pytest.mark.parametrize(("lengths", "tuning"), [((1, 3), False), ((0, 4), True)])
+def test_the_shortest_user_that_can_be_split_is_split(lengths, tuning):
+    split = data.split(_toy(lengths), tuning=tuning)
+    held_out = split.validation if tuning else split.test
+    assert split.train.history_length.tolist() == [1]
+    assert held_out.history_length.tolist() == [2]
 
 
 def _ratings(users=10, each=4):
@@ -141,6 +157,59 @@ def test_movielens_refuses_a_split_without_test_users_or_labels():
         data.split_movielens(_ratings(), train_users=10)
     with pytest.raises(ValueError, match="interactions must carry labels"):
         data.split_movielens(_toy())
+
+
+def _rated_by(lengths):
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    items = np.arange(offsets[-1]) % 7
+    return data.Interactions(offsets, items, np.arange(7), 7, labels=np.ones(len(items), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tuning", "reason"),
+    [
+        ((1,) * 10, False, "no training samples: .* of the 7 training users .*none has two ratings"),
+        ((4, 4), True, "no training samples: .* of the 0 training users .1 of 2 are trained on"),
+        ((4,), False, None),
+        ((), False, None),
+    ],
+)
+def test_movielens_without_training_samples_is_refused_with_the_reason(lengths, tuning, reason):
+    expected = reason or f"at least 2 users, one to train on and one to test, got {len(lengths)}"
+    with pytest.raises(ValueError, match=expected):
+        data.split(_rated_by(lengths), tuning=tuning)
+
+
+def test_movielens_without_test_or_validation_samples_is_refused_with_the_reason():
+    order = np.random.default_rng(0).permutation(10)  # the first of these users are trained on
+    lengths = np.full(10, 4)
+    lengths[order[7:]] = 1
+    with pytest.raises(ValueError, match="no test samples: .* of the 3 test users .7 of 10 are trained on. none has"):
+        data.split(_rated_by(lengths))
+    lengths = np.full(10, 4)
+    lengths[order[:1]] = 1
+    with pytest.raises(ValueError, match="no validation samples: .* of the 1 validation users"):
+        data.split(_rated_by(lengths), tuning=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (lambda: data.split(None), "interactions must be Interactions, got NoneType"),
+        (lambda: data.split_amazon([1]), "interactions must be Interactions, got list"),
+        (lambda: data.split_amazon(_toy(), seed=0.5), "seed must be a whole number, got 0.5"),
+        (lambda: data.split_amazon(_toy(), seed=None), "seed must be a whole number, got None"),
+        (lambda: data.split_amazon(_toy(), seed=-1), "seed must be at least 0, got -1"),
+        (lambda: data.split_amazon(_toy(), tuning="no"), "tuning must be True or False, got 'no'"),
+        (lambda: data.split_movielens(_ratings(), train_users=2.0), "train_users must be a whole number, got 2.0"),
+        (lambda: data.split_movielens(_ratings(), train_users=True), "train_users must be a whole number, got True"),
+        (lambda: data.generate(users="9"), "users must be a whole number, got '9'"),
+        (lambda: data.generate(seed=-2), "seed must be at least 0, got -2"),
+    ],
+)
+def test_wrong_arguments_of_a_split_are_named(call, complaint):
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        call()
 
 
 @pytest.mark.realdata

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
+from support.bounds import holds
+from support.isas import results_of_every_isa
 from torch import nn
 
 import din_kernels as dk
-from din_kernels import _cpu, dice
+from din_kernels import dice
 from din_kernels.nn import Dice
-from din_kernels.verification import FLOOR
+from din_kernels.verification import FLOOR, Deviation
+
+pytestmark = pytest.mark.usefixtures("uninitialized_memory_is_nan")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -37,8 +38,10 @@ def make(rows=137, channels=19, masked=False, affine=False, shift=0.7, seed=0) -
 def results(case, dtype, backend, training, eps=1e-8) -> dict[str, torch.Tensor]:
     """Output, statistics and all gradients, in float64; x in dtype, the parameters in fp32 at least."""
     wide = torch.promote_types(dtype, torch.float32)
-    given = {name: value if value is None or name == "mask" else value.to(dtype if name == "x" else wide)
-             for name, value in case.items()}  # fmt: skip
+    given = {
+        name: value if value is None or name == "mask" else value.to(dtype if name == "x" else wide)
+        for name, value in case.items()
+    }
     leaves = {name: given[name].requires_grad_() for name in ("x", "alpha", "weight", "bias") if name in given}
     with dk.use_backend(backend):
         y, mean, var, count = dice(**given, training=training, eps=eps)
@@ -53,24 +56,31 @@ def results(case, dtype, backend, training, eps=1e-8) -> dict[str, torch.Tensor]
 def rounded(case, dtype):
     """x as `dtype` holds it and parameters as fp32 does, in float64 again."""
     wide = torch.promote_types(dtype, torch.float32)
-    return {name: value if value is None or name == "mask" else value.to(dtype if name == "x" else wide).double()
-            for name, value in case.items()}  # fmt: skip
+    return {
+        name: value if value is None or name == "mask" else value.to(dtype if name == "x" else wide).double()
+        for name, value in case.items()
+    }
 
 
-def assert_as_reference(case, dtype, training) -> None:
-    """Errors against float64 of at most twice the reference's own in dtype, plus the stated floor."""
+def deviations(case, dtype, training) -> Iterator[Deviation]:
+    """Errors against float64; the bound is twice the reference's own error in dtype, plus the stated floor."""
     case = rounded(case, dtype)
     ours, own = results(case, dtype, "cpu", training), results(case, dtype, "reference", training)
     exact = results(case, torch.float64, "reference", training)
+    largest = {name: right.abs().max().item() for name, right in exact.items()}
+    # Gradients of parameters are sums whose terms cancel: their floor counts from the largest gradient. That of x also
+    # flows through mean and variance, whose size it then takes.
+    of_gradients = max(size for name, size in largest.items() if name.startswith("grad"))
+    of_x = max(size for name, size in largest.items() if name != "count")
     for name, right in exact.items():
-        narrow = name in ("y", "grad x")
-        floor = FLOOR[dtype if narrow else torch.promote_types(dtype, torch.float32)]
-        # Gradients of parameters are sums whose terms cancel: their floor counts from the largest of them.
-        largest = max(exact[each].abs().max().item() for each in exact if narrow or each.startswith("grad")) \
-            if name.startswith("grad") else right.abs().max().item()  # fmt: skip
-        error = (ours[name] - right).abs().max().item()
-        bound = 2 * (own[name] - right).abs().max().item() + floor * largest
-        assert error <= bound, f"{name}: {error} > {bound}"
+        floor = FLOOR[dtype if name in ("y", "grad x") else torch.promote_types(dtype, torch.float32)]
+        size = of_x if name == "grad x" else of_gradients if name.startswith("grad") else largest[name]
+        bound = 2 * (own[name] - right).abs().max().item() + floor * size
+        yield Deviation(name, (ours[name] - right).abs().max().item(), bound)
+
+
+def assert_as_reference(case, dtype, training) -> None:
+    holds(deviations(case, dtype, training))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -245,18 +255,11 @@ def test_double_backward_is_refused():
 
 def test_every_isa_gives_the_same_to_rounding(tmp_path):
     script = """
-import sys, torch
 from test_dice import DTYPES, make, results
 cases = [(dtype, channels) for dtype in DTYPES for channels in (3, 83)]
-torch.save({case: results(make(50, case[1], True, True), case[0], "cpu", True) for case in cases}, sys.argv[1])
+found = {case: results(make(50, case[1], True, True), case[0], "cpu", True) for case in cases}
 """
-    found = {}
-    for isa in _cpu.supported_isas():
-        subprocess.run(
-            [sys.executable, "-c", script, tmp_path / isa], check=True, cwd=Path(__file__).parent,
-            env=os.environ | {"DIN_KERNELS_ISA": isa},
-        )  # fmt: skip
-        found[isa] = torch.load(tmp_path / isa)
+    found = results_of_every_isa(script, __file__, tmp_path)
     for cases in found.values():
         for (dtype, channels), tensors in cases.items():
             for name, value in tensors.items():
@@ -302,7 +305,7 @@ class PlainDice(nn.Module):
         (lambda: AffineDice(6, 3), Dice.from_deepctr_torch, (4, 5, 6)),
         (lambda: PlainDice(6), Dice.from_fuxictr, (20, 6)),
     ],
-)  # fmt: skip
+)
 def test_presets_continue_other_libraries_modules(theirs, preset, shape):
     torch.manual_seed(0)
     theirs = theirs().double()
@@ -335,7 +338,7 @@ def test_preset_without_statistics_is_named():
         ({"mask": torch.ones(4, dtype=torch.bool)}, ValueError, r"mask must have shape \[3\]"),
         ({"weight": torch.ones(1)}, ValueError, r"weight must have shape \[4\], got \[1\]"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_named(changes, error, message):
     with pytest.raises(error, match=message):
         dice(**({"x": torch.zeros(3, 4), "alpha": torch.zeros(4), "training": True} | changes))

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
+from support.scripts import ROOT, module_of
 
 from din_kernels.benchmarking import harness
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+PROSE = [page for page in PAGES if page.name not in ("cuda.md", "cuda_resources.md")]
 
 
 @pytest.fixture(scope="module")
 def report():
-    """benchmarks/report.py as a module."""
-    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """tools/report.py as a module."""
+    return module_of("tools/report.py")
 
 
 def test_the_readme_examples_run_one_after_the_other():
@@ -39,14 +38,20 @@ def test_links_and_named_files_exist(page):
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     for link in filter(None, links):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
-    for name in re.findall(r"`((?:csrc|din_kernels|benchmarks|python_tests|docs)/[\w./-]+\.\w+)`", text):
+    for name in re.findall(r"`((?:csrc|din_kernels|benchmarks|tools|examples|python_tests|docs)/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+def test_lines_end_at_120_columns(page):
+    written = re.sub(r"<!-- (?:table: \w+|compiled) -->.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
+    assert [line for line in written.splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_are_those_of_the_kept_results(page, report):
     text = page.read_text()
-    assert report.filled(text, list(harness.load().values())) == text, "run python benchmarks/report.py"
+    assert report.filled(text, list(harness.load().values())) == text, "run python tools/report.py"
     assert not re.findall(r"<!-- table: (\w+) -->\n<!-- end -->", text), "a table without results"
 
 

@@ -10,6 +10,7 @@ import os
 
 import pytest
 import torch
+from support.bounds import holds
 from support.programs import assert_same, gradients, problem
 
 import din_kernels as dk
@@ -35,11 +36,6 @@ NAMES = [name for name in ("cuda", "triton") if backends.unavailable(name) is No
 def backend(request):
     with dk.use_backend(request.param):
         yield request.param
-
-
-def holds(deviations):
-    wrong = [each for each in deviations if not each.ratio <= 1]
-    assert not wrong, "\n".join(f"{each.tensor}: error {each.error:.3g}, bound {each.bound:.3g}" for each in wrong)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -109,8 +105,9 @@ def test_no_step_of_ours_waits_for_the_gpu(activation, backend):
     def step():
         gradients(unit(query, history), unit, query, history)
         torch.autograd.grad(dk.mba_penalty(table, ids, counts, 0.1, sparse=True), table)
-        table.grad = torch.sparse_coo_tensor(ids[None], torch.ones(300, 16, device="cuda"), table.shape,
-                                             check_invariants=False)  # fmt: skip
+        table.grad = torch.sparse_coo_tensor(
+            ids[None], torch.ones(300, 16, device="cuda"), table.shape, check_invariants=False
+        )
         optimizer.step()
 
     with dk.use_backend(backend):

@@ -59,9 +59,15 @@ class Problem:
 
     def results(self, query, history, **options):
         pooled, weights = dk.local_activation(
-            query, history, self.weights, self.biases, features=self.features, query_to_user=self.query_to_user,
-            return_weights=True, **options,
-        )  # fmt: skip
+            query,
+            history,
+            self.weights,
+            self.biases,
+            features=self.features,
+            query_to_user=self.query_to_user,
+            return_weights=True,
+            **options,
+        )
         loss = (pooled.double().square().sum() + weights.values.double().sin().sum()) / 10
         grads = torch.autograd.grad(loss, self.leaves())
         return [pooled, weights.values, *(grad.to_dense() if grad.is_sparse else grad for grad in grads)]

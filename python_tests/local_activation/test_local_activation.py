@@ -14,52 +14,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.bounds import holds_where_served
+from support.edges import EDGES, LONG_EDGES
 from support.precision import rounding, widest
 from support.recorded_ops import opcheck_forward_and_backward, ops_called
 
 import din_kernels as dk
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS, feature_width
+from din_kernels.options import ACTIVATIONS
 from din_kernels.verification import ACTIVATION_CASES, LAYOUTS, deviations, make_case, results
 
-# Around the tile of 60 rows, the folds from 7 and 10 rows on and the blocks of 512 pairs; empty ones first, between and
-# last.
-LENGTHS = (0, 1, 6, 7, 9, 10, 0, 59, 60, 61, 2, 600, 33, 0)
-EDGES = {
-    "no users": {"lengths": ()},
-    "no candidates": {"lengths": (5,)},  # query_to_user repeats user u (u % 3) times
-    "all histories empty": {"lengths": (0, 0, 0)},
-    "one behaviour": {"lengths": (1, 1)},
-    "100,000 behaviours": {"lengths": (0, 100_000), "dim": 4, "hidden": (3,)},
-    "tile and block boundaries": {"lengths": LENGTHS, "dim": 7, "hidden": (6, 5)},
-    "D = 1": {"dim": 1},
-    "D = 3": {"dim": 3},
-    "D = 36": {"dim": 36, "hidden": (36,)},
-    "D = 128": {"dim": 128, "hidden": (80, 40)},
-    "no hidden layer": {"hidden": ()},
-    "width 1": {"hidden": (1, 1)},
-    "width 200": {"hidden": (200,)},
-    "3 hidden layers": {"hidden": (9, 20, 5)},
-}
+pytestmark = pytest.mark.usefixtures("uninitialized_memory_is_nan")
 
-
-@pytest.fixture(autouse=True)
-def uninitialized_memory_is_nan():
-    """torch fills torch.empty and its kin with NaN under deterministic algorithms."""
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(1).isnan() and torch.ones(1).new_empty(1).isnan() and torch.empty_like(torch.ones(1)).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
+ALL_EDGES = EDGES | LONG_EDGES
 
 
 def holds(case, backend, dtype, device):
-    """Asserts the bound on every output and gradient; skips what the backend refuses, with its reason."""
-    try:
-        found = list(deviations(case, backend, dtype, device))
-    except dk.BackendError as refused:
-        pytest.skip(str(refused))
-    wrong = [each for each in found if not each.ratio <= 1]
-    assert not wrong, "\n".join(f"{each.tensor}: error {each.error:.3g}, bound {each.bound:.3g}" for each in wrong)
+    holds_where_served(deviations(case, backend, dtype, device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -74,9 +45,9 @@ def test_outputs_and_all_gradients_equal_the_reference(features, activation, nor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("edge", ALL_EDGES)
 def test_ragged_edges_equal_the_reference(edge, normalize, layout, dtype, backend, device):
-    holds(make_case("concat", "prelu", normalize, layout, **EDGES[edge]), backend, dtype, device)
+    holds(make_case("concat", "prelu", normalize, layout, **ALL_EDGES[edge]), backend, dtype, device)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -131,9 +102,12 @@ class Call:
     def __call__(self, query=None, history=None, **options):
         with dk.use_backend(self.backend):
             return dk.local_activation(
-                self.query if query is None else query, self.history if history is None else history,
-                options.pop("weights", self.weights), options.pop("biases", self.biases), **options,
-            )  # fmt: skip
+                self.query if query is None else query,
+                self.history if history is None else history,
+                options.pop("weights", self.weights),
+                options.pop("biases", self.biases),
+                **options,
+            )
 
 
 @pytest.fixture
@@ -417,10 +391,14 @@ def test_each_parameter_of_dice_may_be_one_number_or_one_per_channel(single, cal
         it.backend = backend
         generator = torch.Generator().manual_seed(5)
         params = [
-            {key: (torch.rand(1 if key in single else width, generator=generator, dtype=torch.float64) + 0.1)
-             .to(it.query).requires_grad_() for key in ("alpha", "mean", "var")}
+            {
+                key: (torch.rand(1 if key in single else width, generator=generator, dtype=torch.float64) + 0.1)
+                .to(it.query)
+                .requires_grad_()
+                for key in ("alpha", "mean", "var")
+            }
             for width in (7, 5)
-        ]  # fmt: skip
+        ]
         pooled = it(activation="dice", activation_params=params)
         leaves = [value for layer in params for value in layer.values()]
         found.append([pooled, *torch.autograd.grad(pooled.sum(), leaves)])
@@ -437,7 +415,7 @@ def test_each_parameter_of_dice_may_be_one_number_or_one_per_channel(single, cal
 def test_gradcheck_passes_on_the_double_kernel(activation, features, normalize, backend, device):
     case = make_case(features, activation, normalize, "query_to_user", dim=3, hidden=(4, 2), lengths=(2, 0, 11, 1, 3))
     offsets, to_user = case.shape["offsets"].to(device), case.query_to_user.to(device)
-    names = {"prelu": ["slope"], "dice": ["alpha", "mean", "var"], "dice in training": ["alpha"]}.get(activation, [])
+    names = ACTIVATIONS[case.activation].given(batch_statistics=activation.endswith("in training"))
     given = [case.query, case.history, *case.weights, *case.biases, *(p[name] for p in case.params for name in names)]
     given = [each.to(device).requires_grad_() for each in given]
 
@@ -446,10 +424,18 @@ def test_gradcheck_passes_on_the_double_kernel(activation, features, normalize, 
     def function(query, values, w1, w2, w3, b1, b2, b3, *params):
         each = iter(params)
         return dk.local_activation(
-            query, dk.Jagged(values, offsets), [w1, w2, w3], [b1, b2, b3], features=features,
-            activation=case.activation, activation_params=[{name: next(each) for name in names} | mode for _ in (0, 1)],
-            normalize=normalize, scale=0.7, query_to_user=to_user, return_weights=True,
-        )  # fmt: skip
+            query,
+            dk.Jagged(values, offsets),
+            [w1, w2, w3],
+            [b1, b2, b3],
+            features=features,
+            activation=case.activation,
+            activation_params=[{name: next(each) for name in names} | mode for _ in (0, 1)],
+            normalize=normalize,
+            scale=0.7,
+            query_to_user=to_user,
+            return_weights=True,
+        )
 
     def flat(*inputs):
         pooled, weights = function(*inputs)
@@ -544,9 +530,12 @@ torch.set_num_threads({torch.get_num_threads()})
 print(*sums())
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parent, env=os.environ | filled, text=True,
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parent,
+        env=os.environ | filled,
+        text=True,
         capture_output=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == sums()
 

@@ -10,6 +10,8 @@ from din_kernels import mba_penalty
 from din_kernels.backends.calls import MbaPenaltyCall, MbaPenaltyGrads, MbaPenaltySaved
 from din_kernels.verification import FLOOR
 
+pytestmark = pytest.mark.usefixtures("uninitialized_memory_is_nan")
+
 BACKENDS = ("cpu", "reference")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ROWS = 41
@@ -181,7 +183,7 @@ def test_double_backward_is_refused():
         ({"weight": [], "ids": [], "counts": []}, ValueError, "weight must be a tensor or a list of at least one"),
         ({"weight": [torch.ones(3, 3)]}, ValueError, r"ids must be a list with one entry per table \(1\), got Tensor"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_wrong_input_is_named(changes, error, message, backend):
     weight, ids, counts = make()

@@ -149,7 +149,7 @@ def test_profile_context_and_several_histories_enter_the_score(kind):
         "profile": {"user": torch.arange(4)},
         "context": {"hour": torch.arange(8)},
         "query_to_user": one["query_to_user"],
-    }  # fmt: skip
+    }
     logits = model(inputs)
     for group, name in (("profile", "user"), ("context", "hour")):
         changed = model(inputs | {group: {name: inputs[group][name].flip(0)}})
@@ -213,7 +213,7 @@ def test_config_survives_json():
         ({"activation": "relu"}, "activation"),
         ({"normalize": "sum"}, "normalize"),
     ],
-)  # fmt: skip
+)
 def test_wrong_config_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         small(**changes)

@@ -30,12 +30,15 @@ def inputs(users: int, length: int, rows: int, per_user: int = 2, seed: int = 0)
     behaviours, queries = users * length, users * per_user
     return {
         "candidate": {"item": ids(rows, queries), "category": ids(20, queries)},
-        "histories": {"behaviours": {
-            "offsets": torch.arange(0, behaviours + 1, length),
-            "item": ids(rows, behaviours), "category": ids(20, behaviours),
-        }},
+        "histories": {
+            "behaviours": {
+                "offsets": torch.arange(0, behaviours + 1, length),
+                "item": ids(rows, behaviours),
+                "category": ids(20, behaviours),
+            }
+        },
         "query_to_user": torch.arange(users).repeat_interleave(per_user),
-    }  # fmt: skip
+    }
 
 
 def optimizers(model: DIN) -> list[torch.optim.Optimizer]:
@@ -118,12 +121,14 @@ def split(given: dict, first: int, last: int) -> dict:
     history = given["histories"]["behaviours"]
     return {
         "candidate": {name: ids[2 * first : 2 * last] for name, ids in given["candidate"].items()},
-        "histories": {"behaviours": {
-            "offsets": torch.arange(0, 3 * (last - first) + 1, 3),
-            **{name: history[name][3 * first : 3 * last] for name in ("item", "category")},
-        }},
+        "histories": {
+            "behaviours": {
+                "offsets": torch.arange(0, 3 * (last - first) + 1, 3),
+                **{name: history[name][3 * first : 3 * last] for name in ("item", "category")},
+            }
+        },
         "query_to_user": torch.arange(last - first).repeat_interleave(2),
-    }  # fmt: skip
+    }
 
 
 def test_clipping_a_sparse_model_equals_clipping_a_dense_one():

@@ -46,9 +46,15 @@ def test_torch_compile_takes_the_unit_whole(device):
     assert_same(ours_grads, their_grads, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [
-    {"activation": "prelu"}, {"activation": "dice"}, {"features": "outer", "hidden": ()}, {"normalize": "softmax"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "prelu"},
+        {"activation": "dice"},
+        {"features": "outer", "hidden": ()},
+        {"normalize": "softmax"},
+    ],
+)
 def test_results_of_ops_share_no_memory_and_begin_at_16_bytes_as_torch_compile_takes_them_to(device, options):
     unit = dk.nn.LocalActivationUnit(15, options.pop("hidden", (7, 3)), **options).to(device)
     tables = [torch.randn(9, width, device=device, requires_grad=True) for width in (10, 5)]

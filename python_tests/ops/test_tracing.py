@@ -119,9 +119,15 @@ def test_ids_of_any_tensor_class_are_checked_before_they_are_followed(backend, d
         dk.nn.LocalActivationUnit(8, (4,))(torch.randn(1, 8), history)
 
 
-@pytest.mark.parametrize(("unit", "history"), [
-    ("sigmoid", "by id"), ("dice", "packed"), ("dice, padded statistics", "padded"), ("product, softmax", "masked"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("unit", "history"),
+    [
+        ("sigmoid", "by id"),
+        ("dice", "packed"),
+        ("dice, padded statistics", "padded"),
+        ("product, softmax", "masked"),
+    ],
+)
 def test_ops_pass_opcheck(unit, history, backend, device):
     inputs, module = Inputs(history, to_user=history != "masked"), unit_of(unit)
     with dk.use_backend(backend):

@@ -181,7 +181,7 @@ def two_tables_one_step(spoil):
         (lambda w: w.grad._indices().__setitem__((0, 0), -1), IndexError, "got -1"),
         (lambda w: setattr(w, "grad", w.grad.to_dense().to_sparse()), ValueError, "1 sparse and 1 dense dimension"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_gradient_is_refused_before_anything_is_written(spoil, error, message):
     optimizer, tables = two_tables_one_step(spoil)
     with pytest.raises(error, match=message):
@@ -207,7 +207,7 @@ def test_a_bad_gradient_is_refused_before_anything_is_written(spoil, error, mess
         (lambda p: MBACounts(torch.ones(3).half()), TypeError, "counts must be integers, float32 or float64"),
         (lambda p: MBACounts(torch.ones(3), "users"), ValueError, "count must be one of 'samples', 'occurrences'"),
     ],
-)  # fmt: skip
+)
 def test_wrong_setting_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make(embedding().parameters())
@@ -437,7 +437,7 @@ def test_counts_are_saved_and_loaded_in_place():
         ((torch.tensor([0.5]),), TypeError, "ids must be int64 or int32"),
         ((torch.tensor([1, 2]), torch.tensor([0, 3])), ValueError, "offsets must end at the number of history rows"),
     ],
-)  # fmt: skip
+)
 def test_wrong_samples_are_named_and_not_counted(given, error, message):
     made = MBACounts.zeros(5)
     with pytest.raises(error, match=message):

@@ -35,10 +35,18 @@ def configure(build: Path, *options: str, env: dict[str, str]) -> subprocess.Com
     pybind11 = pytest.importorskip("pybind11")
     setup_tool = build_tools()
     command = [
-        setup_tool("cmake", "CMAKE_BIN_DIR"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
-        f"-DCMAKE_MAKE_PROGRAM={setup_tool('ninja', 'BIN_DIR')}", f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *options,
-    ]  # fmt: skip
+        setup_tool("cmake", "CMAKE_BIN_DIR"),
+        "-S",
+        str(ROOT),
+        "-B",
+        str(build),
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={setup_tool('ninja', 'BIN_DIR')}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        *options,
+    ]
     return subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -76,18 +84,17 @@ def test_auto_without_nvcc_builds_no_cuda_module_and_records_why(build_without_n
 
 @needs_checkout
 @needs_compiler
-def test_cuda_on_without_nvcc_is_an_error_that_names_the_reason(tmp_path):
-    done = configure(tmp_path, "-DDIN_KERNELS_CUDA=on", env=without_nvcc())
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("on", "DIN_KERNELS_CUDA=on, but nvcc not found"),
+        ("maybe", "must be auto, on or off, got 'maybe'"),
+    ],
+)
+def test_a_value_of_din_kernels_cuda_that_cannot_hold_is_an_error_that_says_why(value, said, tmp_path):
+    done = configure(tmp_path, f"-DDIN_KERNELS_CUDA={value}", env=without_nvcc())
     assert done.returncode != 0
-    assert "DIN_KERNELS_CUDA=on, but nvcc not found" in " ".join(done.stdout.split())
-
-
-@needs_checkout
-@needs_compiler
-def test_unknown_value_of_din_kernels_cuda_is_an_error_that_lists_the_known(tmp_path):
-    done = configure(tmp_path, "-DDIN_KERNELS_CUDA=maybe", env=without_nvcc())
-    assert done.returncode != 0
-    assert "must be auto, on or off, got 'maybe'" in " ".join(done.stdout.split())
+    assert said in " ".join(done.stdout.split())
 
 
 @needs_checkout

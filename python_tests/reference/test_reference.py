@@ -35,11 +35,17 @@ def unit_of(case) -> oracle.Unit:
     user = np.arange(len(case.query)) if case.query_to_user is None else case.query_to_user.numpy()
     lengths = case.shape["offsets"].diff().tolist()
     return oracle.Unit(
-        case.query.numpy(), [each.numpy() for each in case.history.split(lengths)],
-        [weight.numpy() for weight in case.weights], [bias.numpy() for bias in case.biases],
+        case.query.numpy(),
+        [each.numpy() for each in case.history.split(lengths)],
+        [weight.numpy() for weight in case.weights],
+        [bias.numpy() for bias in case.biases],
         [numpy(params) for params in case.params],
-        case.features, case.activation, case.normalize, case.scale, user,
-    )  # fmt: skip
+        case.features,
+        case.activation,
+        case.normalize,
+        case.scale,
+        user,
+    )
 
 
 def towards(shape, seed=1):

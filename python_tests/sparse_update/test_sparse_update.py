@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
+from support.bounds import holds
+from support.isas import results_of_every_isa
 
 import din_kernels as dk
-from din_kernels import _cpu
 from din_kernels.backends.calls import SparseUpdateCall
 from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
-from din_kernels.verification import FLOOR
+from din_kernels.verification import FLOOR, Deviation
+
+pytestmark = pytest.mark.usefixtures("uninitialized_memory_is_nan")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HYPER = Hyper(lr=0.1, step=0.07, beta1=0.9, beta2=0.95, eps=1e-8, coeff=0.3)
@@ -69,15 +69,18 @@ def updated(table: Table, rule: str, backend: str, steps: int = 2, dtype=None) -
     return [table.weight, *table.states]
 
 
-def assert_as_reference(table: Table, rule: str) -> None:
-    """Errors against float64 of at most twice the reference's own, plus the stated floor."""
+def deviations(table: Table, rule: str) -> Iterator[Deviation]:
+    """Errors against float64; the bound is twice the reference's own error, plus the stated floor."""
     ours, own = updated(table, rule, "cpu"), updated(table, rule, "reference")
     exact = updated(table, rule, "reference", dtype=torch.float64)
     for at, (got, theirs, right) in enumerate(zip(ours, own, exact, strict=True)):
         assert got.dtype == theirs.dtype
-        floor = FLOOR[got.dtype] * right.abs().max().item()
-        error = (got.double() - right).abs().max().item()
-        assert error <= 2 * (theirs.double() - right).abs().max().item() + floor, f"tensor {at}: {error}"
+        bound = 2 * (theirs.double() - right).abs().max().item() + FLOOR[got.dtype] * right.abs().max().item()
+        yield Deviation(f"tensor {at}", (got.double() - right).abs().max().item(), bound)
+
+
+def assert_as_reference(table: Table, rule: str) -> None:
+    holds(deviations(table, rule))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -263,18 +266,11 @@ def test_autograd_notices_that_the_weight_changed():
 
 def test_every_isa_gives_the_same_update_to_rounding(tmp_path):
     script = """
-import sys, torch
 from test_sparse_update import DTYPES, RULES, make, updated
 cases = [(rule, dtype) for rule in RULES for dtype in DTYPES]
-torch.save({case: updated(make(*case, 37), case[0], "cpu") for case in cases}, sys.argv[1])
+found = {case: updated(make(*case, 37), case[0], "cpu") for case in cases}
 """
-    found = {}
-    for isa in _cpu.supported_isas():
-        subprocess.run(
-            [sys.executable, "-c", script, tmp_path / isa], check=True, cwd=Path(__file__).parent,
-            env=os.environ | {"DIN_KERNELS_ISA": isa},
-        )  # fmt: skip
-        found[isa] = torch.load(tmp_path / isa)
+    found = results_of_every_isa(script, __file__, tmp_path)
     for results in found.values():
         for case, tensors in results.items():
             for a, b in zip(tensors, found["baseline"][case], strict=True):

@@ -17,7 +17,13 @@ def compiled(name: str, folder: Path) -> Path:
         pytest.skip("needs a C++ compiler and the sources")
     program = folder / name
     sources = [EMULATION / "tests" / f"{name}.cpp", *sorted(EMULATION.glob("*.cpp"))]
-    command = [COMPILER, "-std=c++17", "-O0", "-DDIN_KERNELS_EMULATE", f"-I{EMULATION.parent / 'include'}",
-               f"-I{EMULATION.parent / 'cuda'}"]  # fmt: skip
+    command = [
+        COMPILER,
+        "-std=c++17",
+        "-O0",
+        "-DDIN_KERNELS_EMULATE",
+        f"-I{EMULATION.parent / 'include'}",
+        f"-I{EMULATION.parent / 'cuda'}",
+    ]
     subprocess.run([*command, *sources, "-o", program], check=True)
     return program

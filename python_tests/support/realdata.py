@@ -11,10 +11,10 @@ from din_kernels import config
 
 def folder(name: str) -> Path:
     """The folder of data set `name`; skips the test, with the reason, where it is absent."""
-    path = config.data_folder() / name
-    if not path.is_dir():
-        pytest.skip(f"no real data at {path} (DIN_KERNELS_TEST_DATA names another folder)")
-    return path
+    try:
+        return config.data_set(name)
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")

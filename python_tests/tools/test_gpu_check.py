@@ -1,38 +1,28 @@
-"""Claims about benchmarks/gpu_check.py and what is made of its results, as far as a machine without a GPU can show.
+"""Claims about tools/gpu_check.py and what is made of its results, as far as a machine without a GPU can show.
 
 What asks the device is replaced; everything else runs as it will there, the unit on backend `cpu`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from support.scripts import ROOT, module_of
 
 from din_kernels import backends
 from din_kernels.benchmarking import gpu
 from din_kernels.benchmarking.local_activation import COMPILED, EAGER, FOLDED
 from din_kernels.benchmarking.shapes import Shape, ShapeUnavailable
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = Shape("tiny", lambda generator: generator.integers(1, 6, 4), 5, "a few", dim=16, candidates=2)
 CHIP = "Some GPU 80GB"
-
-
-def script(name: str):
-    """A file of benchmarks/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -56,8 +46,12 @@ def test_a_shape_is_held_to_the_reference_and_timed_in_every_variant(device):
     assert not found["skipped"] and set(found["variants"]) == {"cpu", EAGER, COMPILED, FOLDED}
     assert found["variants"]["cpu"]["error over bound"] <= 2 and found["share of floor"] == 0.25
     assert found["variants"][COMPILED]["both"] == {
-        "peak_mb": 0.0, "median_ms": 2.0, "p20_ms": 1.0, "p80_ms": 3.0, "ratio": 1.0,
-    }  # fmt: skip
+        "peak_mb": 0.0,
+        "median_ms": 2.0,
+        "p20_ms": 1.0,
+        "p80_ms": 3.0,
+        "ratio": 1.0,
+    }
 
 
 def test_a_wrong_result_of_ours_is_not_timed_and_hides_no_other_variant(device, monkeypatch):
@@ -113,15 +107,18 @@ def measured(shape, deadline, names):
     slow = {key: 8 * value for key, value in ROW.items()}
     rows = dict.fromkeys(names, ROW) | dict.fromkeys((EAGER, COMPILED, FOLDED), slow)
     return {
-        "about": shape.about, "dtype": str(shape.dtype), "skipped": {}, "share of floor": 0.5,
+        "about": shape.about,
+        "dtype": str(shape.dtype),
+        "skipped": {},
+        "share of floor": 0.5,
         "variants": {name: {"forward": row, gpu.GRAPH: row, "both": row} for name, row in rows.items()},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
 def check(monkeypatch, tmp_path):
     """Runs the command as on a machine with a GPU and Triton, its measurements canned: (exit status, result)."""
-    gpu_check = script("gpu_check")
+    gpu_check = module_of("tools/gpu_check.py")
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: CHIP)
@@ -143,7 +140,7 @@ def test_the_command_writes_one_file_of_which_tables_and_plot_are_made(check, tm
     status, result = check[0]()
     assert status == 0 and [row["shape"] for row in result["rows"]][:2] == ["gpu_train", "uniform100"]
     assert set(result) >= {"benchmark", "case", "command", "machine", "rows"}
-    report = script("report")
+    report = module_of("tools/report.py")
     page = report.filled("<!-- table: gpu -->\n<!-- end -->\n<!-- table: gpu_aims -->\n<!-- end -->\n", [result])
     assert f"| {CHIP}: `gpu_train`, bfloat16 |  | 2.000 / 2.000 | 16.000 / 16.000 |" in page
     assert f"| {CHIP}: forward, over compiled | 6x | 8.0x | yes |" in page
@@ -172,7 +169,7 @@ def test_the_command_fails_where_tests_or_a_backend_of_ours_fail(check, monkeypa
 
 
 def test_what_runs_beside_is_killed_with_its_children_when_it_does_not_end():
-    background = script("gpu_check").Background
+    background = module_of("tools/gpu_check.py").Background
     late = background(
         sys.executable, "-c", "import subprocess; print('began', flush=True); subprocess.run(['sleep', '60'])"
     )
@@ -180,14 +177,15 @@ def test_what_runs_beside_is_killed_with_its_children_when_it_does_not_end():
         time.sleep(0.05)
     assert late.result(time.monotonic()) == {"skipped": "no end in time", "summary": ["began"], "output": ["began"]}
     assert background(sys.executable, "-c", "print('fine')").result(time.monotonic() + 30) == {
-        "passed": True, "summary": ["fine"],
-    }  # fmt: skip
+        "passed": True,
+        "summary": ["fine"],
+    }
     failed = background(sys.executable, "-c", "raise SystemExit('wrong')").result(time.monotonic() + 30)
     assert failed == {"passed": False, "summary": ["wrong"], "output": ["wrong"]}
 
 
 def test_a_sandbox_that_hides_the_gpu_from_the_sanitizer_is_no_failure(monkeypatch):
-    gpu_check = script("gpu_check")
+    gpu_check = module_of("tools/gpu_check.py")
     says = [sys.executable, "-c", "raise SystemExit('Error: Device not supported. Please ...')"]
     monkeypatch.setattr(gpu_check, "sanitizers", lambda: {"memcheck": says})
     monkeypatch.setattr(gpu_check, "pytest_command", lambda *arguments: [sys.executable, "-c", ""])
@@ -197,7 +195,7 @@ def test_a_sandbox_that_hides_the_gpu_from_the_sanitizer_is_no_failure(monkeypat
 
 
 def test_where_the_cuda_kernels_do_not_build_the_rest_is_built_without_them(monkeypatch):
-    gpu_check = script("gpu_check")
+    gpu_check = module_of("tools/gpu_check.py")
     asked = []
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(gpu_check.shutil, "which", lambda name: f"/bin/{name}")
@@ -208,6 +206,6 @@ def test_where_the_cuda_kernels_do_not_build_the_rest_is_built_without_them(monk
 
 def test_without_a_gpu_it_says_what_it_would_do():
     done = subprocess.run(
-        [sys.executable, "benchmarks/gpu_check.py", "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "tools/gpu_check.py", "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and done.stdout.startswith("skipped: dry run; would time gpu_train"), done.stderr

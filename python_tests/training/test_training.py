@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -165,20 +166,16 @@ def test_evaluation_reports_every_metric_and_leaves_the_mode_alone():
     made = generated()
     model = build("din", small_config(made)).train()
     found = evaluate(model, made.split.test, made.interactions, train=made.split.train)
-    assert set(found) == {
-        "auc", "auc_seen", "logloss", "user_auc", "user_auc_positives", "user_auc_none", "users_counted",
-        "users_skipped",
-    }  # fmt: skip
+    of_users = {"user_auc", "user_auc_positives", "user_auc_none", "users_counted", "users_skipped"}
+    assert set(found) == {"auc", "auc_seen", "logloss"} | of_users
     assert model.training
 
 
 def test_history_splits_the_time_and_is_written_as_json(tmp_path):
     made = generated()
     path = tmp_path / "deep" / "history.json"
-    history = train(
-        build("din", small_config(made)), made.split, made.interactions, TrainingOptions(epochs=2), output=path,
-        base_auc=0.6, progress=False,
-    )  # fmt: skip
+    model, more = build("din", small_config(made)), {"output": path, "base_auc": 0.6, "progress": False}
+    history = train(model, made.split, made.interactions, TrainingOptions(epochs=2), **more)
     assert json.loads(path.read_text()) == history
     for record in history:
         assert set(record["seconds"]) == set(PHASES)
@@ -193,10 +190,32 @@ def test_measuring_time_changes_no_gradient():
     states = []
     for measured in (False, True):
         model = build("din", small_config(made))
-        model.stopwatch = Stopwatch() if measured else None
-        train_step(model, Optimizers(model, TrainingOptions()), batch)
+        stopwatch = Stopwatch()
+        with stopwatch.attached(model) if measured else contextlib.nullcontext():
+            train_step(model, Optimizers(model, TrainingOptions()), batch)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "entered"),
+    [
+        ("din", ["embedding", "unit", "top_mlp", "unit", "embedding", "optimizer"]),
+        ("embedding-mlp", ["embedding", "top_mlp", "embedding", "optimizer"]),
+    ],
+)
+def test_a_step_enters_its_phases_forward_and_backward_in_order(kind, entered, monkeypatch):
+    made = generated()
+    batch = next(iter(data.batches(made.split.train, made.interactions, 32)))
+    model, stopwatch, found = build(kind, small_config(made)), Stopwatch(), []
+    monkeypatch.setattr(stopwatch, "enter", found.append)
+    optimizers = Optimizers(model, TrainingOptions())
+    with stopwatch.attached(model):
+        train_step(model, optimizers, batch, stopwatch)
+    assert found == entered
+    with torch.no_grad():
+        model(batch)
+    assert found == entered, "no hook stays on the model"
 
 
 def test_learning_rate_decays_per_epoch():
@@ -291,10 +310,8 @@ def test_sparse_optimizers_take_the_steps_of_dense_ones_and_mba_joins_in():
         ("mba", True, {"optimizer": "sparse-adagrad", "mba": 0.5}),
     ):
         options = TrainingOptions(epochs=2, batch_size=64, lr=0.02, **changes)
-        history = train(
-            build("din", small_config(made, sparse=sparse), 0).double(), made.split, made.interactions, options,
-            progress=False,
-        )  # fmt: skip
+        model = build("din", small_config(made, sparse=sparse), 0).double()
+        history = train(model, made.split, made.interactions, options, progress=False)
         losses[name] = [record["loss"] for record in history]
     np.testing.assert_allclose(losses["sparse"], losses["dense"], rtol=1e-9)
     assert losses["mba"][1] > losses["dense"][1], "a regularizer costs training loss"
@@ -336,8 +353,8 @@ def test_counts_of_tables_are_those_of_training_samples_alone():
     found = table_counts(config, made.split.train, made.interactions)
     expected = data.item_counts(made.split.train, made.interactions)
     np.testing.assert_array_equal(found["item"].numpy(), expected)
-    shared = dataclasses.replace(config, candidate={"item": "item", "category": "item"},
-                                 histories={"behaviours": [("item", "item"), ("category", "item")]})  # fmt: skip
+    fields = {"item": "item", "category": "item"}
+    shared = dataclasses.replace(config, candidate=fields, histories={"behaviours": list(fields.items())})
     with pytest.raises(ValueError, match="one field per table, got 'item' and 'category' in 'item'"):
         table_counts(shared, made.split.train, made.interactions)
 
@@ -349,7 +366,7 @@ def test_counts_of_tables_are_those_of_training_samples_alone():
         ({"l2": 0.1, "optimizer": "sparse-sgd"}, "l2 reaches every row and needs dense tables, got"),
         ({"mba": -0.1, "optimizer": "sparse-sgd"}, "mba must be at least 0, got -0.1"),
     ],
-)  # fmt: skip
+)
 def test_regularization_that_an_optimizer_cannot_do_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainingOptions(**changes)

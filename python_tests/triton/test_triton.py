@@ -43,9 +43,7 @@ def test_forward_kernels_compile_without_a_gpu_spill_nothing_and_keep_to_the_sha
     chip,
 ):
     also = {"sm_89": ["wide"], "sm_90": ["dice", "mba_penalty", "sparse_update, rowwise_adagrad"]}.get(chip, [])
-    done = run(
-        "-W", "ignore", "benchmarks/triton_cubins.py", "--forward", "--chips", chip, "--calls", "gpu_train", *also
-    )
+    done = run("-W", "ignore", "tools/triton_cubins.py", "--forward", "--chips", chip, "--calls", "gpu_train", *also)
     assert done.returncode == 0, done.stderr[-3000:]
     forward = next(line for line in done.stdout.splitlines() if "forward_kernel" in line)
     assert MATRIX[chip] in forward and "tanh.approx" in forward and "spills 0" in forward
@@ -83,7 +81,7 @@ def test_tiles_become_shorter_then_one_stage_then_folded_then_ieee():
 
 SIZES = """
 import sys, torch
-sys.path.insert(0, "benchmarks")
+sys.path.insert(0, "tools")
 from triton_cubins import UNITS, dice_call, sparse_calls, specialized, unit_call
 
 def kernels(size):
@@ -136,7 +134,7 @@ def test_spans_cross_no_border_of_a_table():
 
 
 def test_the_search_for_tile_shapes_says_what_it_would_do_without_a_gpu():
-    done = run("benchmarks/triton_search.py", "--dry-run")
+    done = run("tools/triton_search.py", "--dry-run")
     assert done.returncode == 0 and done.stdout.startswith("skipped: dry run; would"), done.stderr
 
 

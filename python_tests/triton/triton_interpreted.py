@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support import bounds
 
 import din_kernels as dk
 from din_kernels.backends.triton import INTERPRETED, chips
@@ -19,7 +20,10 @@ from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
 from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
 from din_kernels.verification import ACTIVATION_CASES, FLOOR, LAYOUTS, deviations, make_case
 
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1 in the environment")
+pytestmark = [
+    pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1 in the environment"),
+    pytest.mark.usefixtures("uninitialized_memory_is_nan"),
+]
 
 full = pytest.mark.full
 
@@ -37,23 +41,13 @@ SHAPES = {
 
 
 @pytest.fixture(autouse=True)
-def uninitialized_memory_is_nan():
-    """torch fills torch.empty and its kin with NaN under deterministic algorithms."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
 def short_histories_are_grouped_in_fp32_too(monkeypatch):
     """So that the bound of fp32 holds for this path as well, which only 16-bit rows take."""
     monkeypatch.setitem(chips.stored("local_activation")["default"]["32 bit"], "fold_from", 24)
 
 
 def holds(case, dtype):
-    """Asserts the bound on every output and gradient."""
-    wrong = [each for each in deviations(case, "triton", dtype) if not each.ratio <= 1]
-    assert not wrong, "\n".join(f"{each.tensor}: error {each.error:.3g}, bound {each.bound:.3g}" for each in wrong)
+    bounds.holds(deviations(case, "triton", dtype))
 
 
 # A representative set: every value of every option, and every shape, at least once per dtype.

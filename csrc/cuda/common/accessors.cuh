@@ -1,5 +1,5 @@
-// Arrays in global and shared memory. On the GPU a pointer, or an offset, and nothing else; in the emulation every
-// access is checked: bounds, alignment, and for shared memory the shadow of cuda_emulation/shadow.h.
+// Arrays in global and shared memory. On the GPU an array is a pointer and nothing else. In the emulation every access
+// is checked: its bounds, its alignment, and in shared memory the shadow of cuda_emulation/shadow.h.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace din_kernels::cuda {
 template <typename T>
 class Global {
  public:
-    // `size` elements; null stands for an optional array that is left out.
+    // An array of `size` elements. Null stands for an optional array that is left out.
     __host__ __device__ Global(T* data, int64_t size) : data_(data) {
 #ifdef DIN_KERNELS_EMULATE
         size_ = data ? size : 0;
@@ -25,7 +25,7 @@ class Global {
     __device__ T operator[](int64_t at) const { return *checked(at, 1); }
     __device__ void store(int64_t at, T value) const { *checked(at, 1) = value; }
 
-    // Elements at .. at + kCount in one access, which must be aligned to its size.
+    // Accesses the elements at .. at + kCount at once; the address must be aligned to their size.
     template <int kCount>
     __device__ Vector<std::remove_const_t<T>, kCount> load(int64_t at) const {
         return *reinterpret_cast<const Vector<std::remove_const_t<T>, kCount>*>(vector<kCount>(at));
@@ -35,7 +35,7 @@ class Global {
         *reinterpret_cast<Vector<T, kCount>*>(vector<kCount>(at)) = value;
     }
 
-    // Each returns the value before.
+    // Both return the value before.
     __device__ T atomic_add(int64_t at, T value) const {
 #ifdef DIN_KERNELS_EMULATE
         return exchange(at, (*this)[at] + value);
@@ -51,10 +51,10 @@ class Global {
 #endif
     }
 
-    // Elements at .. at + size as an array of their own.
+    // The elements at .. at + size as an array of their own.
     __device__ Global part(int64_t at, int64_t size) const { return Global(checked(at, size), size); }
 
-    // For what takes a plain address: `size` elements from `at` on.
+    // The plain address of `size` elements from `at` on, for functions that take one.
     __device__ T* address(int64_t at, int64_t size) const { return checked(at, size); }
 
  private:
@@ -92,7 +92,7 @@ class Global {
 #endif
 };
 
-// `size` elements from byte `offset` of the block's shared memory on.
+// An array of `size` elements from byte `offset` of the block's shared memory on.
 template <typename T>
 class Shared {
  public:
@@ -144,7 +144,7 @@ class Shared {
 #endif
     }
 
-    // For ldmatrix and asynchronous copies: the 16 bytes from `at` on.
+    // The address of the 16 bytes from `at` on, for ldmatrix and asynchronous copies.
     __device__ uint32_t address_16(int at) const {
 #ifdef DIN_KERNELS_EMULATE
         return check(at, int(16 / sizeof(T)));
@@ -175,8 +175,8 @@ class Shared {
 #endif
 };
 
-// 16 bytes to element `to` of a shared array from element `from` of a global one; beyond the `valid` first elements
-// come zeros.
+// Starts to copy 16 bytes to element `to` of a shared array from element `from` of a global one. Zeros replace the
+// elements beyond the `valid` first ones.
 template <typename T>
 __device__ void copy_async_16(const Shared<T>& shared, int to, const Global<const T>& global, int64_t from, int valid) {
     const T* source = global.address(from, valid);

@@ -1,28 +1,23 @@
-// Activations of the unit and their derivatives, on one element.
+// Activations as small structs that hold the number of their parameters, the value and the derivative of one element
+// beside each other. The unit reaches them through with_activation; the kernels of dice take the formulas of
+// activations::Dice. A new activation is a struct here and its line in with_activation, and nothing else in csrc/cuda.
 #pragma once
 
-#include <type_traits>
-
-#include "din_kernels/local_activation.h"
 #include "common/ptx.cuh"
+#include "din_kernels/local_activation.h"
 
 namespace din_kernels::cuda {
 
-// In fp32 with the full expf; with kApproximate (bf16 and fp16 storage) by tanh.approx, sigmoid(x) = (1 + tanh(x/2))/2:
-// absolute error at most 2^-12, below the 2^-9 of rounding a bf16 value in [0.5, 1) and that of fp16's 2^-12.
+// fp32 takes the full expf. bf16 and fp16 (kApproximate) take tanh.approx, sigmoid(x) = (1 + tanh(x / 2)) / 2, whose
+// absolute error is at most 2^-12: below the 2^-9 of rounding a bf16 value in [0.5, 1), and as large as that of fp16.
 template <bool kApproximate>
 __device__ float sigmoid(float x) {
     if constexpr (kApproximate) return 0.5f * ptx::tanh_approx(0.5f * x) + 0.5f;
     return 1.0f / (1.0f + expf(-x));
 }
 
-template <bool kApproximate>
-__device__ float tanh_of(float x) {
-    if constexpr (kApproximate) return ptx::tanh_approx(x);
-    return tanhf(x);
-}
-
-// Of one channel. prelu: slope; dice: alpha, mean, 1 / sqrt(var + eps).
+// The parameters of one channel as kernels read them: slope of prelu or alpha of Dice, and for Dice the mean and
+// 1 / sqrt(var + eps).
 struct ChannelParams {
     float slope_or_alpha, mean, rstd;
 };
@@ -30,76 +25,121 @@ struct ChannelPair {
     ChannelParams at[2];
 };
 
-// body(kind) with the activation as a constant, so that loops over elements do not branch on it.
-template <typename Body>
-__device__ void with_activation(Activation activation, const Body& body) {
-    switch (activation) {
-        case Activation::kSigmoid:
-            return body(std::integral_constant<Activation, Activation::kSigmoid>{});
-        case Activation::kRelu:
-            return body(std::integral_constant<Activation, Activation::kRelu>{});
-        case Activation::kPrelu:
-            return body(std::integral_constant<Activation, Activation::kPrelu>{});
-        case Activation::kTanh:
-            return body(std::integral_constant<Activation, Activation::kTanh>{});
-        case Activation::kDice:
-            return body(std::integral_constant<Activation, Activation::kDice>{});
-        case Activation::kIdentity:
-            return body(std::integral_constant<Activation, Activation::kIdentity>{});
-    }
-}
-
-template <bool kApproximate>
-__device__ float activate(Activation activation, float z, const ChannelParams& c) {
-    switch (activation) {
-        case Activation::kSigmoid:
-            return sigmoid<kApproximate>(z);
-        case Activation::kRelu:
-            return z > 0.0f ? z : (z == z ? 0.0f : z);  // NaN stays
-        case Activation::kPrelu:
-            return z > 0.0f ? z : c.slope_or_alpha * z;
-        case Activation::kTanh:
-            return tanh_of<kApproximate>(z);
-        case Activation::kDice: {
-            const float p = sigmoid<kApproximate>((z - c.mean) * c.rstd);
-            return z * (c.slope_or_alpha + (1.0f - c.slope_or_alpha) * p);
-        }
-        case Activation::kIdentity:
-            return z;
-    }
-    return z;
-}
-
-// act(z), and with the gradient g of it: dz = g act'(z) for fixed statistics, the gradient of slope or alpha, and with
-// Dice the gradient of u = (z - mean) rstd, of which dz holds rstd du already.
+// A derivative takes the gradient g of act(z) to dz = g act'(z) for fixed statistics, the gradient of slope or alpha,
+// and for Dice u = (z - mean) rstd and its gradient du, which dz already contains as rstd du.
 struct Derivative {
     float dz, dparam, du, u;
 };
 
+namespace activations {
+
 template <bool kApproximate>
-__device__ Derivative derive(Activation activation, float z, float g, const ChannelParams& c) {
-    switch (activation) {
-        case Activation::kSigmoid: {
-            const float y = sigmoid<kApproximate>(z);
-            return {g * y * (1.0f - y), 0.0f, 0.0f, 0.0f};
-        }
-        case Activation::kRelu:
-            return {z > 0.0f ? g : 0.0f, 0.0f, 0.0f, 0.0f};
-        case Activation::kPrelu:
-            return z > 0.0f ? Derivative{g, 0.0f, 0.0f, 0.0f} : Derivative{g * c.slope_or_alpha, g * z, 0.0f, 0.0f};
-        case Activation::kTanh: {
-            const float y = tanh_of<kApproximate>(z);
-            return {g * (1.0f - y * y), 0.0f, 0.0f, 0.0f};
-        }
-        case Activation::kDice: {
-            const float u = (z - c.mean) * c.rstd, p = sigmoid<kApproximate>(u), keep = 1.0f - c.slope_or_alpha;
-            const float du = g * z * keep * p * (1.0f - p);
-            return {g * (c.slope_or_alpha + keep * p) + du * c.rstd, g * z * (1.0f - p), du, u};
-        }
-        case Activation::kIdentity:
-            return {g, 0.0f, 0.0f, 0.0f};
+struct Identity {
+    static constexpr int kParams = 0;
+    __device__ static float value(float z, const ChannelParams&) { return z; }
+    __device__ static Derivative derivative(float, float g, const ChannelParams&) { return {g, 0.0f, 0.0f, 0.0f}; }
+};
+
+// y' = y (1 - y)
+template <bool kApproximate>
+struct Sigmoid {
+    static constexpr int kParams = 0;
+    __device__ static float value(float z, const ChannelParams&) { return sigmoid<kApproximate>(z); }
+    __device__ static Derivative derivative(float z, float g, const ChannelParams&) {
+        const float y = sigmoid<kApproximate>(z);
+        return {g * y * (1.0f - y), 0.0f, 0.0f, 0.0f};
     }
-    return {g, 0.0f, 0.0f, 0.0f};
+};
+
+// y' = 1 - y^2
+template <bool kApproximate>
+struct Tanh {
+    static constexpr int kParams = 0;
+    __device__ static float value(float z, const ChannelParams&) {
+        if constexpr (kApproximate) return ptx::tanh_approx(z);
+        return tanhf(z);
+    }
+    __device__ static Derivative derivative(float z, float g, const ChannelParams& c) {
+        const float y = value(z, c);
+        return {g * (1.0f - y * y), 0.0f, 0.0f, 0.0f};
+    }
+};
+
+template <bool kApproximate>
+struct Relu {
+    static constexpr int kParams = 0;
+    // NaN stays NaN.
+    __device__ static float value(float z, const ChannelParams&) { return z > 0.0f ? z : (z == z ? 0.0f : z); }
+    __device__ static Derivative derivative(float z, float g, const ChannelParams&) {
+        return {z > 0.0f ? g : 0.0f, 0.0f, 0.0f, 0.0f};
+    }
+};
+
+// y = slope z where z <= 0;  dy/dslope = min(z, 0)
+template <bool kApproximate>
+struct Prelu {
+    static constexpr int kParams = 1;
+    __device__ static float value(float z, const ChannelParams& c) { return z > 0.0f ? z : c.slope_or_alpha * z; }
+    __device__ static Derivative derivative(float z, float g, const ChannelParams& c) {
+        return z > 0.0f ? Derivative{g, 0.0f, 0.0f, 0.0f} : Derivative{g * c.slope_or_alpha, g * z, 0.0f, 0.0f};
+    }
+};
+
+// y = z (alpha + (1 - alpha) p),  p = sigmoid(t)
+// dy/dz = alpha + (1 - alpha) p for a fixed t,  dy/dt = z (1 - alpha) p (1 - p),  dy/dalpha = z (1 - p)
+// t = u = (z - mean) rstd in the unit, and t = weight u + bias in dice, which also brings p and 1 - p of its own.
+template <bool kApproximate>
+struct Dice {
+    static constexpr int kParams = 3;  // alpha, mean, var
+
+    struct Gate {
+        float p, q;  // q = 1 - p
+    };
+    struct Gradient {
+        float direct, dt, dalpha;  // direct: g dy/dz for a fixed t
+    };
+    __device__ static float gated(float z, float alpha, float p) { return z * (alpha + (1.0f - alpha) * p); }
+    __device__ static Gradient gated_gradient(float z, float g, float alpha, Gate gate) {
+        return {g * (alpha + (1.0f - alpha) * gate.p), g * z * (1.0f - alpha) * gate.p * gate.q, g * z * gate.q};
+    }
+
+    __device__ static float value(float z, const ChannelParams& c) {
+        return gated(z, c.slope_or_alpha, sigmoid<kApproximate>((z - c.mean) * c.rstd));
+    }
+    __device__ static Derivative derivative(float z, float g, const ChannelParams& c) {
+        const float u = (z - c.mean) * c.rstd, p = sigmoid<kApproximate>(u);
+        const Gradient of = gated_gradient(z, g, c.slope_or_alpha, {p, 1.0f - p});
+        return {of.direct + of.dt * c.rstd, of.dalpha, of.dt, u};
+    }
+};
+
+}  // namespace activations
+
+// Calls body(Struct{}) with the activation's struct, so that loops over elements do not branch on it.
+template <bool kApproximate, typename Body>
+__device__ void with_activation(Activation activation, const Body& body) {
+    switch (activation) {
+        case Activation::kSigmoid:
+            return body(activations::Sigmoid<kApproximate>{});
+        case Activation::kRelu:
+            return body(activations::Relu<kApproximate>{});
+        case Activation::kPrelu:
+            return body(activations::Prelu<kApproximate>{});
+        case Activation::kTanh:
+            return body(activations::Tanh<kApproximate>{});
+        case Activation::kDice:
+            return body(activations::Dice<kApproximate>{});
+        case Activation::kIdentity:
+            return body(activations::Identity<kApproximate>{});
+    }
 }
+
+// Parameters per channel. An activation with three of them normalizes: the second and third are mean and variance.
+__device__ inline int params_of(Activation activation) {
+    int params = 0;
+    with_activation<false>(activation, [&](auto act) { params = decltype(act)::kParams; });
+    return params;
+}
+constexpr int kNormalizingParams = activations::Dice<false>::kParams;
 
 }  // namespace din_kernels::cuda

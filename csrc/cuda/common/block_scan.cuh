@@ -7,7 +7,7 @@ namespace din_kernels::cuda {
 
 constexpr int kScanThreads = 256;
 
-// Adds in the same order on every lane: all of them get the same bits.
+// Every lane adds in the same order, so that all of them get the same bits.
 template <typename T>
 __device__ T warp_sum(T value) {
     for (int flip = 16; flip > 0; flip /= 2) value += __shfl_xor_sync(~0u, value, flip);
@@ -20,7 +20,7 @@ struct Scanned {
     T total;   // of the whole block
 };
 
-// For kScanThreads threads; `sums` [kScanThreads / 32] is scratch, free again after the next barrier.
+// kScanThreads threads call it. `sums` [kScanThreads / 32] is scratch, which is free again after the next barrier.
 template <typename T>
 __device__ Scanned<T> block_scan(T value, const Shared<T>& sums) {
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;

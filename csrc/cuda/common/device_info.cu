@@ -32,7 +32,7 @@ DeviceInfo device_info() {
 const char* built_architectures() { return DIN_KERNELS_CUDA_ARCHITECTURES; }
 
 DeviceLimits device_limits() {
-    // Asked at every launch: cudaDeviceGetAttribute reads a table of the runtime, it does not ask the device.
+    // Every launch asks: cudaDeviceGetAttribute reads a table of the runtime and does not ask the device.
     int device = 0, major = 0, minor = 0, multiprocessors = 0, shared = 0;
     cudaError_t error = cudaGetDevice(&device);
     const auto get = [&](int* value, cudaDeviceAttr attribute) {

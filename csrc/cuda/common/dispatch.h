@@ -5,12 +5,12 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "din_kernels/cuda.h"
 #include "common/numeric.cuh"
+#include "din_kernels/cuda.h"
 
 namespace din_kernels::cuda {
 
-// body(T{}) with the storage type.
+// Calls body(T{}) with the storage type.
 template <typename Body>
 void with_dtype(DType dtype, const Body& body) {
     switch (dtype) {
@@ -26,7 +26,7 @@ void with_dtype(DType dtype, const Body& body) {
 template <int kCount>
 using Width = std::integral_constant<int, kCount>;
 
-// Whether rows at these addresses can be read kCount elements of T at a time (if their length is divisible by it).
+// Says whether rows at these addresses can be read kCount elements of T at a time, if kCount divides their length.
 template <int kCount, typename T>
 bool aligned_for(std::initializer_list<const void*> rows) {
     bool aligned = true;
@@ -34,7 +34,7 @@ bool aligned_for(std::initializer_list<const void*> rows) {
     return aligned;
 }
 
-// body(Width<4>{}) or body(Width<1>{}): elements per access to rows of `dim`.
+// Calls body(Width<4>{}) or body(Width<1>{}) with the elements per access to rows of `dim`.
 template <typename Body>
 void with_width(int64_t dim, bool aligned, const Body& body) {
     if (dim % 4 == 0 && aligned)

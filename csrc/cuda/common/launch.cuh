@@ -1,5 +1,5 @@
-// Every kernel is launched here. A launch that cannot be becomes an exception that names the kernel and the limit; the
-// context stays usable.
+// Every kernel is launched here. A launch that cannot be made becomes an exception that names the kernel and the limit,
+// and the context stays usable.
 #pragma once
 
 #include <stdexcept>
@@ -28,10 +28,10 @@ inline void check_limits(const char* name, Grid grid, int threads, size_t shared
     if (int64_t(shared_bytes) > limit) refuse("bytes of shared memory per block", int64_t(shared_bytes), limit);
 }
 
-// Why the runtime did not take a launch; no error where it did.
+// The reason why the runtime refused a launch; error is null where it took it.
 struct Refusal {
     const char* error = nullptr;
-    bool no_code = false;  // the module has none for the device's architecture
+    bool no_code = false;  // the module has no code for the device's architecture
 };
 
 inline void check(const char* name, const Refusal& refusal) {
@@ -67,7 +67,7 @@ inline Refusal refusal_of(cudaError_t error) {
 template <typename... Parameters, typename... Arguments>
 Refusal submit(const char*, void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes, Stream stream,
                const Arguments&... arguments) {
-    // A launch may use 48 KB without asking. What is asked for is the device's limit, not this launch's size: the
+    // A launch may use 48 KB without asking. Beyond that it asks for the device's limit, not for its own size: the
     // attribute belongs to the kernel, and another thread may set it between here and the launch.
     if (shared_bytes > 48 * 1024) {
         const int limit = int(device_limits().shared_per_block);

@@ -1,4 +1,4 @@
-// Mean and variance in one pass: nothing is subtracted from a large sum, so a channel far from zero keeps its variance.
+// Mean and variance in one pass. Nothing is subtracted from a large sum, so a channel far from zero keeps its variance.
 #pragma once
 
 #include "common/accessors.cuh"
@@ -8,14 +8,14 @@ namespace din_kernels::cuda {
 struct Moments {
     float rows = 0.0f, mean = 0.0f, square = 0.0f;  // square: sum of squared deviations from the mean
 
-    // Welford; part = 1 / (rows + 1), which all columns of a row share.
+    // Adds a row by Welford's step; part = 1 / (rows + 1), which all columns of a row share.
     __device__ void add(float value, float part) {
         const float delta = value - mean;
         mean += delta * part;
         square += delta * (value - mean);
         rows += 1.0f;
     }
-    // Chan, Golub and LeVeque: the rows of both.
+    // Adds the rows of another by the step of Chan, Golub and LeVeque.
     __device__ void join(const Moments& more) {
         if (more.rows == 0.0f) return;
         const float delta = more.mean - mean, part = more.rows / (rows + more.rows);
@@ -25,7 +25,7 @@ struct Moments {
     }
 };
 
-// Of all lanes, in a fixed order; lane 0 has the result.
+// Joins the moments of all lanes in a fixed order; lane 0 has the result.
 __device__ inline Moments warp_join(Moments mine) {
     for (int flip = 16; flip > 0; flip /= 2) {
         const Moments other{__shfl_xor_sync(~0u, mine.rows, flip), __shfl_xor_sync(~0u, mine.mean, flip),

@@ -1,4 +1,4 @@
-// Storage types of the kernels, which compute in fp32, and their conversions.
+// Storage types and their conversions; kernels compute in fp32.
 #pragma once
 
 #include <cstdint>
@@ -35,13 +35,13 @@ __device__ inline Fp16 narrow<Fp16>(float x) {
     return {ptx::fp16_from_float(x)};
 }
 
-// kCount elements that are read and written in one access.
+// kCount elements that are read and written at once.
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Vector {
     T at[kCount];
 };
 
-// The same bytes as another type.
+// Reads the bytes of a value as another type.
 template <typename To, typename From>
 __device__ To bits_as(const From& from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -50,7 +50,7 @@ __device__ To bits_as(const From& from) {
     return to;
 }
 
-// Two neighbours in one conversion.
+// Converts two neighbours at once.
 template <typename T>
 __device__ Vector<T, 2> narrow_pair(float low, float high) {
     if constexpr (std::is_same_v<T, Bf16>) return bits_as<Vector<T, 2>>(ptx::bf16x2_from_floats(low, high));

@@ -1,4 +1,4 @@
-// All inline PTX, as small named functions, each beside its meaning in plain C++.
+// All inline PTX is here, in small named functions, each beside its meaning in plain C++.
 #pragma once
 
 #include <cmath>
@@ -29,7 +29,7 @@ __device__ inline uint32_t bits_from_float(float x) {
 #endif
 }
 
-// fp16 to fp32, exact.
+// Converts fp16 to fp32, which is exact.
 __device__ inline float float_from_fp16(uint16_t bits) {
 #ifdef DIN_KERNELS_EMULATE
     const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -43,7 +43,7 @@ __device__ inline float float_from_fp16(uint16_t bits) {
 #endif
 }
 
-// fp32 to fp16, to nearest, ties to even.
+// Rounds fp32 to fp16, to nearest with ties to even.
 __device__ inline uint16_t fp16_from_float(float x) {
 #ifdef DIN_KERNELS_EMULATE
     const uint16_t sign = uint16_t(bits_from_float(x) >> 16 & 0x8000);
@@ -65,7 +65,7 @@ __device__ inline uint16_t fp16_from_float(float x) {
 #endif
 }
 
-// fp32 to bf16, to nearest, ties to even.
+// Rounds fp32 to bf16, to nearest with ties to even.
 __device__ inline uint16_t bf16_from_float(float x) {
 #ifdef DIN_KERNELS_EMULATE
     const uint32_t bits = bits_from_float(x);
@@ -78,7 +78,7 @@ __device__ inline uint16_t bf16_from_float(float x) {
 #endif
 }
 
-// The same of two, `low` in the lower half.
+// Both round two values at once, `low` to the lower half.
 __device__ inline uint32_t bf16x2_from_floats(float low, float high) {
 #ifdef DIN_KERNELS_EMULATE
     return uint32_t(bf16_from_float(low)) | uint32_t(bf16_from_float(high)) << 16;
@@ -99,7 +99,8 @@ __device__ inline uint32_t fp16x2_from_floats(float low, float high) {
 #endif
 }
 
-// Products of two bf16 each, rounded once: in fp32 they are exact. sm_80 has no multiplication, so -0 is added.
+// Multiplies two pairs of bf16 and rounds each product once: in fp32 it is exact. sm_80 has no multiplication of bf16,
+// so -0 is added.
 __device__ inline uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
 #ifdef DIN_KERNELS_EMULATE
     const auto element = [](uint32_t word, int half) { return float_from_bits(word >> (16 * half) << 16); };
@@ -111,7 +112,7 @@ __device__ inline uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
 #endif
 }
 
-// The same for fp16.
+// Multiplies two pairs of fp16 and rounds each product once.
 __device__ inline uint32_t multiply_fp16x2(uint32_t a, uint32_t b) {
 #ifdef DIN_KERNELS_EMULATE
     const auto element = [](uint32_t word, int half) { return float_from_fp16(uint16_t(word >> (16 * half))); };
@@ -123,7 +124,7 @@ __device__ inline uint32_t multiply_fp16x2(uint32_t a, uint32_t b) {
 #endif
 }
 
-// fp32 to tf32, to nearest, ties away from zero: 10 bits of fraction, the rest 0.
+// Rounds fp32 to tf32, to nearest with ties away from zero: 10 bits of fraction, the rest 0.
 __device__ inline uint32_t tf32_from_float(float x) {
 #ifdef DIN_KERNELS_EMULATE
     const uint32_t bits = bits_from_float(x);
@@ -135,8 +136,8 @@ __device__ inline uint32_t tf32_from_float(float x) {
 #endif
 }
 
-// tanh with a relative error of at most 2^-11 (PTX ISA, tanh.approx.f32). The emulation errs by as much: it rounds
-// to 10 bits of fraction.
+// tanh with a relative error of at most 2^-11 (PTX ISA, tanh.approx.f32). The emulation errs by as much, since it
+// rounds to 10 bits of fraction.
 __device__ inline float tanh_approx(float x) {
 #ifdef DIN_KERNELS_EMULATE
     return float_from_bits(tf32_from_float(std::tanh(x)));
@@ -160,7 +161,7 @@ __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uin
 #endif
 }
 
-// The same for fp16.
+// D += A B for A [16, 16], B [16, 8] of fp16.
 __device__ inline void mma_fp16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef DIN_KERNELS_EMULATE
     emulation::mma_m16n8k16(d, a, b, __LINE__, float_from_fp16);
@@ -186,8 +187,8 @@ __device__ inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uin
 #endif
 }
 
-// Four 8 x 8 matrices of 16-bit elements, or 8 x 4 of 32-bit ones: lane 8 m + i names row i (16 bytes) of matrix m by
-// its byte offset in shared memory, register m of a lane gets the 32 bits at column lane % 4 of row lane / 4.
+// Loads four matrices, 8 x 8 of 16-bit elements or 8 x 4 of 32-bit ones: lane 8 m + i names row i (16 bytes) of matrix
+// m by its byte offset in shared memory, register m of a lane gets the 32 bits at column lane % 4 of row lane / 4.
 __device__ inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t shared_address) {
 #ifdef DIN_KERNELS_EMULATE
     emulation::ldmatrix_x4(d, shared_address, __LINE__);
@@ -199,7 +200,8 @@ __device__ inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t shared_address) {
 #endif
 }
 
-// The same of 16-bit elements, each matrix transposed: a lane gets rows 2 (lane % 4) and the next of column lane / 4.
+// Loads four matrices of 16-bit elements and transposes each: a lane gets rows 2 (lane % 4) and the next of column lane
+// / 4.
 __device__ inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t shared_address) {
 #ifdef DIN_KERNELS_EMULATE
     emulation::ldmatrix_x4_trans(d, shared_address, __LINE__);
@@ -211,8 +213,8 @@ __device__ inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t shared_addre
 #endif
 }
 
-// 16 bytes from global to shared memory, both aligned; of them `valid` are read and the rest are zeros. The bytes are
-// there once the group that they are committed to was waited for; other threads see them after a barrier.
+// Starts to copy 16 bytes from global to shared memory, both aligned, of which `valid` are read and the rest are zeros.
+// The bytes are there once the group that they are committed to was waited for; other threads see them after a barrier.
 __device__ inline void copy_async_16(uint32_t shared_address, const void* from, uint32_t valid) {
 #ifdef DIN_KERNELS_EMULATE
     emulation::start_copy(shared_address, from, 16, valid);

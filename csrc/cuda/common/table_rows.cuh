@@ -1,4 +1,4 @@
-// What kernels on embedding tables read: ids of either width, counts of four types.
+// Ids of either width and counts of four types, as kernels on embedding tables read them.
 #pragma once
 
 #include "common/accessors.cuh"
@@ -21,7 +21,7 @@ struct CountArray {
     int64_t size;  // V
 
     __device__ explicit operator bool() const { return counts.data != nullptr; }
-    // n_j; 0 (never seen in training) counts as 1, this batch.
+    // n_j, with 1 for 0: an id that was never seen in training appears in this batch.
     __device__ float operator[](int64_t id) const {
         const float n = value(id);
         return n > 1.0f ? n : 1.0f;

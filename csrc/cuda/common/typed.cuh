@@ -1,4 +1,5 @@
-// Arrays whose element type is known at run time only: weights and parameters, which are read once per call.
+// Elements of arrays whose type is known at run time only. Weights and parameters are such arrays; a call reads them
+// once.
 #pragma once
 
 #include "common/accessors.cuh"

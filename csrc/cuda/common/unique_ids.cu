@@ -24,7 +24,7 @@ __global__ void mark(IdArray ids, int64_t rows, int64_t padding_idx, Global<uint
     if ((bitmap[id / 32] & bit) == 0) bitmap.atomic_or(id / 32, bit);
 }
 
-// What is summed: set bits of words, or the values themselves. Sum is the type of both sums and values.
+// A scan sums the set bits of words, or the values themselves. Sum is the type of the sums and of the values.
 struct SetBits {
     using Sum = uint32_t;
     __device__ static uint32_t of(uint32_t word) { return uint32_t(__popc(word)); }
@@ -51,7 +51,7 @@ __global__ void sum_tiles(Global<const T> values, int64_t size, Global<T> tile_s
     if (threadIdx.x == 0) tile_sums.store(blockIdx.x, scanned.total);
 }
 
-// One block: tile sums become the sums of the tiles before; `total` [1] may be null.
+// One block replaces tile sums by the sums of the tiles before; `total` [1] may be null.
 template <typename T>
 __global__ void scan_tiles(Global<T> tile_sums, int64_t tiles, Global<int64_t> total) {
     const Shared<T> scratch(0, kScanThreads / 32);
@@ -66,7 +66,7 @@ __global__ void scan_tiles(Global<T> tile_sums, int64_t tiles, Global<int64_t> t
     if (threadIdx.x == 0 && total) total.store(0, int64_t(carry));
 }
 
-// before[i] = sum of the values before i; of set bits also the row numbers, in order, to unique.
+// before[i] = sum of the values before i. A scan of set bits also writes the row numbers, in order, to unique.
 template <typename Of, typename T = typename Of::Sum>
 __global__ void scan_values(Global<const T> values, int64_t size, Global<const T> tile_sums, Global<T> before,
                             Global<int64_t> unique) {

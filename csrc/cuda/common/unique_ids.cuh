@@ -1,4 +1,4 @@
-// Where an id stands among the unique ids, for kernels that run after unique_ids.
+// The place of an id among the unique ids, for kernels that run after unique_ids.
 #pragma once
 
 #include "common/accessors.cuh"

@@ -1,17 +1,23 @@
-// The ids of a batch without a sort: a bitmap of the table's rows, and the number of set bits before every word, so
-// that a set bit knows its place among the unique ids. Cost: N atomics, and V / 8 bytes written and read three times;
-// for N = 52,000 of V = 1,000,000 rows that is 0.4 MB where a radix sort moves 3 times N keys and positions.
+// Ranks the ids of a batch without a sort, by a bitmap of the table's rows and the set bits before every word:
+//
+//   ids         67  3  67  5                         bit id % 32 of word id / 32
+//   bitmap      word 0: bits 3, 5   word 1: -   word 2: bit 3
+//   word_rank   0                   2           2
+//   rank of 67  = word_rank[2] + set bits below bit 3 of word 2 = 2,  unique[2] = 67
+//
+// It costs N atomics, and V / 8 bytes written and read three times. For N = 52,000 of V = 1,000,000 rows that is 0.4
+// MB, where a radix sort moves 3 times N keys and positions.
 #pragma once
 
 #include <cstdint>
 
+#include "common/workspace.h"
 #include "din_kernels/cuda.h"
 #include "din_kernels/sparse_update.h"
-#include "common/workspace.h"
 
 namespace din_kernels::cuda {
 
-constexpr int64_t kWordsPerTile = 1024;  // of a scan: 256 threads, 4 values each
+constexpr int64_t kWordsPerTile = 1024;  // a scan has 256 threads with 4 values each
 
 struct UniquePlan {
     int64_t words, tiles;                  // of the bitmap

@@ -1,4 +1,4 @@
-// Cuts the scratch memory that a call is given into arrays: plain C++, so that callers can ask for the size beforehand.
+// Cuts the scratch memory of a call into arrays. It is plain C++, so that callers can ask for the size beforehand.
 #pragma once
 
 #include <cstdint>

@@ -1,83 +1,110 @@
-// Forward of the local activation unit. Flat tiles: consecutive pairs across candidates, sums by segment. Folded tiles:
-// pairs of one candidate, whose first layer is A_i k + c_i.
+// Forward of the local activation unit. Flat tiles hold consecutive pairs across candidates. Folded tiles hold pairs of
+// one candidate, whose first layer is A_i k + c_i.
 #include "local_activation/forward_finish.h"
-#include "local_activation/tile_launch.cuh"
 #include "local_activation/pooling.cuh"
+#include "local_activation/tile_launch.cuh"
 
 namespace din_kernels::cuda {
 namespace {
 
+// Dice's statistics of a layer over the block's rows: means and sums of squared deviations of its columns.
+template <typename S, bool kFolded>
+struct LayerStatistics {
+    const ForwardCall<S, kFolded>& call;
+    int layer, columns, z_stride;
+    Shared<float> mean, square, z;
+    int64_t seen = 0;  // rows
+
+    __device__ explicit LayerStatistics(const ForwardCall<S, kFolded>& call)
+        : call(call),
+          layer(call.statistics_layer),
+          columns(layer < 0 ? 0 : call.weights.sizes.padded[layer]),
+          z_stride(layer < 0 ? 0 : call.weights.sizes.z_stride[layer]),
+          mean(uint32_t(call.plan.mean), columns),
+          square(uint32_t(call.plan.square), columns),
+          z(uint32_t(call.plan.z), call.plan.tile.rows * z_stride) {}
+
+    __device__ bool wanted() const { return layer >= 0; }
+    // Goes on from the rows of the chunk before.
+    __device__ void start() {
+        if (!wanted() || !call.resume) return;
+        seen = int64_t(call.statistics[first() + 2 * columns]);
+        for (int column = int(threadIdx.x); column < columns; column += int(blockDim.x)) {
+            mean.store(column, call.statistics[first() + column]);
+            square.store(column, call.statistics[first() + columns + column]);
+        }
+    }
+    __device__ void add(int valid) {
+        __syncthreads();
+        add_statistics(z, z_stride, columns, valid, seen, mean, square);
+        seen += valid;
+    }
+    __device__ void to_workspace() const {
+        for (int column = int(threadIdx.x); column < columns; column += int(blockDim.x)) {
+            call.statistics.store(first() + column, seen ? mean[column] : 0.0f);
+            call.statistics.store(first() + columns + column, seen ? square[column] : 0.0f);
+        }
+        if (threadIdx.x == 0) call.statistics.store(first() + 2 * columns, float(seen));
+    }
+
+ private:
+    __device__ int64_t first() const { return int64_t(blockIdx.x) * (2 * call.weights.sizes.padded_sum + 1); }
+};
+
 template <typename Math, bool kFolded>
-__global__ void __launch_bounds__(128, 4) unit_forward(const ForwardCall<typename Math::Storage, kFolded> call) {
+__global__ void __launch_bounds__(128, 4)
+    local_activation_forward(const ForwardCall<typename Math::Storage, kFolded> call) {
     using S = typename Math::Storage;
-    const UnitSizes& sizes = call.weights.sizes;
+    const Sizes& sizes = call.weights.sizes;
     const TileShared& at = call.plan.tile;
-    const int rows = at.rows, collected = call.statistics_layer;
     const TileLoader<S, kFolded>& loader = call.loader;
     const TileMlp<Math, kFolded> mlp{call, at};
     const auto floats = [](int64_t offset, int size) { return Shared<float>(uint32_t(offset), size); };
-    const Shared<float> score = floats(at.score, rows), weight = floats(call.plan.weight, rows),
-                        segment_top = floats(call.plan.top, rows), pooled = floats(call.plan.pooled, sizes.dim);
-    const int64_t statistics = int64_t(blockIdx.x) * (2 * sizes.padded_sum + 1);
-    const int columns = collected < 0 ? 0 : sizes.padded[collected],
-              z_stride = collected < 0 ? 0 : sizes.z_stride[collected];
-    const Shared<float> mean = floats(call.plan.mean, columns), square = floats(call.plan.square, columns),
-                        z = floats(call.plan.z, rows * z_stride);
-    int64_t seen = 0;  // rows in the statistics
-    if (collected >= 0 && call.resume) {
-        seen = int64_t(call.statistics[statistics + 2 * columns]);
-        for (int column = int(threadIdx.x); column < columns; column += int(blockDim.x)) {
-            mean.store(column, call.statistics[statistics + column]);
-            square.store(column, call.statistics[statistics + columns + column]);
-        }
-    }
+    const Shared<float> score = floats(at.score, at.rows), weight = floats(call.plan.weight, at.rows),
+                        segment_top = floats(call.plan.top, at.rows), pooled = floats(call.plan.pooled, sizes.dim);
+    LayerStatistics<S, kFolded> statistics(call);
+    statistics.start();
     mlp.clear();
     __syncthreads();
 
-    const Range range(loader.pairs.slots.total(), rows, blockIdx.x, gridDim.x);
+    const Range range(loader.pairs.slots.total(), at.rows, blockIdx.x, gridDim.x);
     Pooling<S, kFolded> pooling{call, range};
     for_tiles(loader, range, at.stages, [&](int stage, int64_t slot) __attribute__((always_inline)) {
         const Shared<int> candidates = loader.candidates_of(stage);
         const int valid = loader.valid(slot, range.end, candidates);
+        // The MLP, or its layers up to the one whose statistics are taken.
         float part[2] = {0.0f, 0.0f};
-        mlp.run(stage, collected < 0 ? sizes.layers : collected + 1, part, [&](int layer, int group, const auto& sums) {
-            if (layer == collected) store_sums(sums, group, z, z_stride);
+        const int end = statistics.wanted() ? statistics.layer + 1 : sizes.layers;
+        mlp.run(stage, end, part, [&](int layer, int group, const auto& sums) {
+            if (layer == statistics.layer) store_sums(sums, group, statistics.z, statistics.z_stride);
         });
-        if (collected >= 0) {
-            __syncthreads();
-            add_statistics(z, z_stride, columns, valid, seen, mean, square);
-            seen += valid;
-            return;
-        }
+        if (statistics.wanted()) return statistics.add(valid);
+        // Scores. A row without a weight is in Dice's statistics, so its NaN has come everywhere already: 0 may meet
+        // it.
         mlp.scores(part, [&](int row, float s) {
-            // A row without a weight is in Dice's statistics, so its NaN has come everywhere already: 0 may meet it.
-            const bool counts = candidates[row] < 0 || loader.pairs.counts(loader.rows_of(stage)[row]);
-            score.store(row, counts ? s : call.softmax ? -INFINITY : 0.0f);
+            const bool weighted = candidates[row] < 0 || loader.pairs.has_weight(loader.rows_of(stage)[row]);
+            score.store(row, weighted ? s : call.softmax ? -INFINITY : 0.0f);
         });
         __syncthreads();
+        // Weights, then the pooled rows.
         weigh(call, pooling, candidates, score, weight, segment_top, slot, valid);
         __syncthreads();
-        pooling.add(candidates, weight, segment_top, loader.keys_of(stage), pooled, slot, valid);
+        pooling.add(candidates, weight, segment_top, loader.history_of(stage), pooled, slot, valid);
     });
-    if (collected < 0) {
+    if (statistics.wanted())
+        statistics.to_workspace();
+    else
         pooling.finish(pooled);
-        return;
-    }
-    for (int column = int(threadIdx.x); column < columns; column += int(blockDim.x)) {
-        call.statistics.store(statistics + column, seen ? mean[column] : 0.0f);
-        call.statistics.store(statistics + columns + column, seen ? square[column] : 0.0f);
-    }
-    if (threadIdx.x == 0) call.statistics.store(statistics + 2 * columns, float(seen));
 }
 
+// Dice in training takes a pass per layer for its statistics, from the first one up. One more pass takes everything
+// else.
 template <typename Math, bool kFolded>
 void run_forward(const LocalActivation& call, const ForwardPlan& plan, Stream stream) {
     using S = typename Math::Storage;
-    const auto floats = [&](int64_t offset, int64_t size) {
-        return Global<float>(carved<float>(call.workspace, offset), size);
-    };
+    const auto floats = [&](int64_t offset, int64_t size) { return carved_array<float>(call.workspace, offset, size); };
     ForwardCall<S, kFolded> forward{
-        unit_call<S, kFolded>(call, plan),
+        tile_call<S, kFolded>(call, plan),
         plan,
         Global<S>(static_cast<S*>(call.pooled), call.queries * call.dim),
         Global<double>(call.logsumexp, call.queries),
@@ -86,8 +113,8 @@ void run_forward(const LocalActivation& call, const ForwardPlan& plan, Stream st
         floats(plan.partials, plan.blocks * 2 * (call.dim + 2)),
         floats(plan.statistics, call.dice_training ? plan.blocks * (2 * plan.sizes.padded_sum + 1) : 0)};
     const auto pass = [&](int statistics_layer, const auto& after) {
-        launch_over_tiles<kFolded>("local_activation_forward", unit_forward<Math, kFolded>, call, plan, forward,
-                                   statistics_layer, stream, after);
+        launch_over_tiles<kFolded>("local_activation_forward", local_activation_forward<Math, kFolded>, call, plan,
+                                   forward, statistics_layer, stream, after);
     };
     for (int layer = 0; call.dice_training && layer < plan.sizes.layers; ++layer) {
         pass(layer, [](Chunk) {});
@@ -108,7 +135,7 @@ int64_t local_activation_forward_workspace(const LocalActivation& call) {
 
 void local_activation_forward(const LocalActivation& call, Stream stream) {
     const ForwardPlan plan = plan_forward(call, device_limits());
-    with_prepared_unit(call, plan, stream,
+    with_prepared_call(call, plan, stream,
                        [&](auto math, auto folded) { run_forward<decltype(math), folded()>(call, plan, stream); });
     if (call.normalize == Normalize::kSoftmax && call.pair_begin) normalize_pair_weights(call, plan, stream);
 }

@@ -4,7 +4,7 @@
 
 #include "common/block_scan.cuh"
 #include "common/launch.cuh"
-#include "local_activation/mlp_of.h"
+#include "local_activation/dispatch.h"
 #include "local_activation/pooling.cuh"
 
 namespace din_kernels::cuda {
@@ -12,7 +12,8 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// A warp per candidate.
+// Joins the partials of candidates that several blocks share, and writes zeros for candidates without behaviours. A
+// warp per candidate.
 template <typename S>
 __global__ void join_partials(Slots slots, int dim, int rows, int64_t blocks, bool softmax,
                               Global<const float> partials,  // [blocks, 2, D + 2]
@@ -29,6 +30,7 @@ __global__ void join_partials(Slots slots, int dim, int rows, int64_t blocks, bo
     }
     if (in.none() || in.one()) return;
     const auto partial = [&](int64_t block) { return in.partial(block) * (dim + 2); };
+    // The maximum of the scores and the sum of the weights, over all parts.
     float top = -INFINITY, sum = 0.0f;
     if (softmax) {
         for (int64_t block = in.from; block <= in.to; ++block) top = fmaxf(top, partials[partial(block)]);
@@ -39,6 +41,7 @@ __global__ void join_partials(Slots slots, int dim, int rows, int64_t blocks, bo
             normalizers.store(2 * i, top), normalizers.store(2 * i + 1, share_of(sum));
         }
     }
+    // The pooled row, from parts that are scaled to the common maximum.
     for (int d = lane; d < dim; d += 32) {
         float total = 0.0f;
         for (int64_t block = in.from; block <= in.to; ++block) {
@@ -49,7 +52,7 @@ __global__ void join_partials(Slots slots, int dim, int rows, int64_t blocks, bo
     }
 }
 
-// Scores become weights. By the maximum and the sum, not by logsumexp: in large scores that would cancel.
+// Turns scores into weights by the maximum and the sum, not by logsumexp: that would cancel in large scores.
 __global__ void normalize_weights(int64_t queries, Global<const int64_t> first, Global<const float> normalizers,
                                   Global<const int64_t> pair_begin, Global<float> pair_weights) {
     const int lane = int(threadIdx.x) % 32;
@@ -64,7 +67,7 @@ __global__ void normalize_weights(int64_t queries, Global<const int64_t> first, 
     }
 }
 
-// A warp per channel joins the blocks' moments. No row: mean 0, variance 1, as in the reference.
+// A warp per channel joins the blocks' moments. Without a row the mean is 0 and the variance 1, as in the reference.
 __global__ void join_statistics(Global<const float> blocks_statistics, int64_t blocks, int stride, int columns,
                                 float eps, Global<float> mean, Global<float> variance, Global<float> param_mean,
                                 Global<float> param_rstd) {
@@ -88,34 +91,29 @@ void join_pooled(const LocalActivation& call, const ForwardPlan& plan, Chunk chu
         launch("join_partials", join_partials<S>, Grid{ceil_div(chunk.end - chunk.begin, kThreads / 32)}, kThreads, 0,
                stream, slots_of(call, plan.work, chunk), int(call.dim), plan.tile.rows, plan.blocks,
                call.normalize == Normalize::kSoftmax,
-               Global<const float>(carved<float>(call.workspace, plan.partials), plan.blocks * 2 * (call.dim + 2)),
+               carved_array<const float>(call.workspace, plan.partials, plan.blocks * 2 * (call.dim + 2)),
                Global<S>(static_cast<S*>(call.pooled), call.queries * call.dim),
                Global<double>(call.logsumexp, call.queries),
-               Global<float>(carved<float>(call.workspace, plan.normalizers), 2 * call.queries));
+               carved_array<float>(call.workspace, plan.normalizers, 2 * call.queries));
     });
 }
 
 void normalize_pair_weights(const LocalActivation& call, const ForwardPlan& plan, Stream stream) {
     launch("normalize_weights", normalize_weights, Grid{ceil_div(call.queries, kThreads / 32)}, kThreads, 0, stream,
-           call.queries, Global<const int64_t>(carved<int64_t>(call.workspace, plan.work.pair_first), call.queries + 1),
-           Global<const float>(carved<float>(call.workspace, plan.normalizers), 2 * call.queries),
+           call.queries, carved_array<const int64_t>(call.workspace, plan.work.pair_first, call.queries + 1),
+           carved_array<const float>(call.workspace, plan.normalizers, 2 * call.queries),
            Global<const int64_t>(call.pair_begin, call.queries), Global<float>(call.pair_weights, call.total_pairs));
 }
 
 void finish_statistics(const LocalActivation& call, const ForwardPlan& plan, int layer, Stream stream) {
-    const UnitSizes& sizes = plan.sizes;
-    int hidden_before = 0, hidden_sum = 0;
-    for (int l = 0; l < sizes.layers; ++l) {
-        if (l < layer) hidden_before += sizes.width[l];
-        hidden_sum += sizes.width[l];
-    }
+    const Sizes& sizes = plan.sizes;
     const int stride = 2 * sizes.padded_sum + 1, width = sizes.width[layer];
     float* const params = carved<float>(call.workspace, plan.work.params) + sizes.padded_first[layer];
     launch("join_statistics", join_statistics, Grid{width}, 32, 0, stream,
-           Global<const float>(carved<float>(call.workspace, plan.statistics), plan.blocks * stride), plan.blocks,
-           stride, sizes.padded[layer], float(call.layers[layer].eps),
-           Global<float>(call.statistics + hidden_before, width),
-           Global<float>(call.statistics + hidden_sum + hidden_before, width),
+           carved_array<const float>(call.workspace, plan.statistics, plan.blocks * stride), plan.blocks, stride,
+           sizes.padded[layer], float(call.layers[layer].eps),
+           Global<float>(call.statistics + sizes.width_first[layer], width),
+           Global<float>(call.statistics + sizes.width_sum + sizes.width_first[layer], width),
            Global<float>(params + 2 * sizes.padded_sum, width), Global<float>(params + 3 * sizes.padded_sum, width));
 }
 

@@ -1,273 +1,219 @@
-// Products of a warp's 16 rows with a weight matrix: 16 x 8 tiles of fp32 sums, spread over the lanes as mma.sync has
-// it (register r of a lane: row lane / 4 + 8 (r / 2), column 2 (lane % 4) + r % 2), also where FMA computes them.
-//
-// Weights are packed once per call in the order in which lanes read them, so that they need no shared memory: a warp
-// reads 256 contiguous bytes per tile and step, those of a group of tiles side by side, from L1 after its first tile.
+// The MLP on the tile of a block, which forward and backward compute alike.
 #pragma once
 
-#include <type_traits>
-
-#include "common/accessors.cuh"
+#include "common/activation.cuh"
+#include "local_activation/dispatch.h"
+#include "local_activation/tile.cuh"
 
 namespace din_kernels::cuda {
 
-// Output columns that a warp keeps in registers: at most 5 tiles, so that widths of 40 and 80 leave none idle.
-constexpr int kTiles = 5;
-template <int kCount>
-using Sums = float[kCount][4];
+// The prepared MLP, in global memory.
+struct MlpWeights {
+    Sizes sizes;
+    Activation activation;
+    Global<const uint32_t> weight_qk;  // packed [D, H1]: Wp; null where folded
+    Global<const uint32_t> matrices;   // packed parts of A_i [chunk, parts, D, H1]; null where not folded
+    int64_t matrix_words;              // of a part
+    int matrix_parts;
+    Global<const uint32_t> layers[kMaxHidden];  // packed: weight_k [D, H1], null where folded, and [H of l - 1, H of l]
+    Global<const float> constants;              // [Q, padded H1]: c_i
+    Global<const float> params;                 // [4, padded_sum]: bias, slope or alpha, mean, rstd
+    Global<const float> output;                 // [padded H + 1]: weight and bias of the output
 
-// Tiles are multiplied in groups of 5, and what is left over in groups of 2 and 1: how many of the `left` come next.
-__host__ __device__ constexpr int64_t next_group(int64_t left) { return left >= kTiles ? kTiles : left >= 2 ? 2 : 1; }
-
-// body(first tile, n) for all groups. Their sizes are constants of the body: then nothing branches on a tile, and the
-// loads of a group can all be under way at once.
-template <typename Body>
-__device__ void for_groups(int tiles, const Body& body) {
-    int first = 0;
-    for (; first + kTiles <= tiles; first += kTiles) body(first, std::integral_constant<int, kTiles>{});
-    for (; first + 2 <= tiles; first += 2) body(first, std::integral_constant<int, 2>{});
-    if (first < tiles) body(first, std::integral_constant<int, 1>{});
-}
-
-// The two sides of a product over the rows of a tile, as for the gradient of a weight: left [rows, n] and right
-// [rows, columns], of which 16 of n and some tiles from `n` and `column` on are multiplied. Sums beyond n_end and
-// column_end mean nothing. Rows of 16-bit elements must be there up to the next multiple of 8.
-template <typename S>
-struct RowProduct {
-    Shared<S> left, right;
-    int left_stride, n, n_end;
-    int right_stride, column, column_end;
-
-    __device__ S left_at(int row, int of) const { return n + of < n_end ? left[row * left_stride + n + of] : S{}; }
-    __device__ S right_at(int row, int of) const {
-        return column + of < column_end ? right[row * right_stride + column + of] : S{};
+    // The parameters of channels `at`, counted over all layers, and at + 1.
+    __device__ ChannelPair channels(int at) const {
+        const auto param = [&](int which) { return params.template load<2>(which * sizes.padded_sum + at); };
+        const auto slope_or_alpha = param(1), mean = param(2), rstd = param(3);
+        return {{{slope_or_alpha.at[0], mean.at[0], rstd.at[0]}, {slope_or_alpha.at[1], mean.at[1], rstd.at[1]}}};
     }
 };
 
-// In which order the tiles and steps of a packed matrix follow each other: by groups of tiles, in a group by steps, so
-// that a step of a group lies at constant distances from one address.
-struct PackedOrder {
-    int64_t tiles, steps;
+inline MlpWeights mlp_weights(const LocalActivation& call, const Sizes& sizes, const Workspace& work,
+                              const FoldPlan& fold) {
+    const auto none = no_array<const uint32_t>();
+    const auto first = [&](int64_t offset) {
+        return sizes.folded ? none : packed_array(call, sizes, offset, call.dim, sizes.width[0]);
+    };
+    const auto layer = [&](int l) {
+        return l < sizes.layers ? packed_array(call, sizes, work.weights.layers[l], sizes.padded[l - 1], sizes.width[l])
+                                : none;
+    };
+    const auto matrices =
+        carved_array<const uint32_t>(call.workspace, fold.matrices, fold.chunk * fold.parts * fold.words);
+    return {sizes,
+            activation_of(call),
+            first(work.weights.weight_qk),
+            sizes.folded ? matrices : none,
+            fold.words,
+            fold.parts,
+            {first(work.weights.weight_k), layer(1), layer(2)},
+            carved_array<const float>(call.workspace, work.constants, call.queries * sizes.padded[0]),
+            carved_array<const float>(call.workspace, work.params, 4 * sizes.padded_sum),
+            carved_array<const float>(call.workspace, work.output, sizes.padded[sizes.layers - 1] + 1)};
+}
 
-    __device__ int64_t place(int64_t tile, int64_t step) const {
-        const int64_t first = first_of_group(tile);
-        return first * steps + step * next_group(tiles - first) + tile - first;
+// The part of a launch over the tiles that forward and backward have in common.
+template <typename S, bool kFolded>
+struct TileCall {
+    MlpWeights weights;
+    TileLoader<S, kFolded> loader;
+    Global<const S> query;  // [Q, D]
+    bool query_by_four;     // its rows can be read four elements at a time
+    bool softmax;
+    float scale;
+    Global<const int64_t> pair_begin;  // [Q] or null
+    int statistics_layer = -1;         // the pass is for Dice's statistics of this layer; -1: for everything else
+    bool resume = false;               // the blocks' sums go on from those of the chunk before
+};
+
+// Calls visit(first tile, sums) with z of a layer for the warp's rows, group by group, padding columns among them.
+// Folded, chunk_begin is the candidate of the first matrix.
+template <typename Math, bool kFolded, typename Visit>
+__device__ void layer_sums(const MlpWeights& weights, int layer, const Shared<typename Math::Storage>& input,
+                           const Shared<typename Math::Storage>& products, const Shared<int>& candidates,
+                           int64_t chunk_begin, const Visit& visit) {
+    const Sizes& sizes = weights.sizes;
+    const int stride = sizes.stride[layer], first = int(threadIdx.x) / 32 * kRowsPerWarp * stride;
+    const int steps = sizes.steps[layer];
+    // The bias is added, or in the first layer c_i of the row's candidate.
+    const Global<const float> constants = layer > 0 ? weights.params : weights.constants;
+    int64_t constant[2];  // of the lane's two rows; -1 where there is no pair
+    for (int half = 0; half < 2; ++half) {
+        const int64_t i = candidates[lane_position(0, half).row];
+        constant[half] = layer > 0 ? sizes.padded_first[layer] : i < 0 ? -1 : i * sizes.padded[0];
     }
-    __device__ int64_t tile(int64_t place) const {
-        const int64_t first = first_of_group(place / steps);
-        return first + (place - first * steps) % next_group(tiles - first);
+    for_groups(sizes.padded[layer] / 8, [&](int group, auto count) {
+        constexpr int kCount = decltype(count)::value;
+        // The product, folded with A_i, else with the weights that all candidates share.
+        Sums<kCount> sums = {};
+        if (kFolded && layer == 0) {
+            const int64_t words = weights.matrix_words, matrix = (candidates[0] - chunk_begin) * weights.matrix_parts;
+            for (int part = 0; part < weights.matrix_parts; ++part)
+                Math::multiply(sums, input, first, stride, steps, weights.matrices.part((matrix + part) * words, words),
+                               group);
+        } else {
+            Math::multiply(sums, input, first, stride, steps, weights.layers[layer], group);
+            if (layer == 0) Math::multiply(sums, products, first, stride, steps, weights.weight_qk, group);
+        }
+        // Bias or c_i.
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int64_t from = constant[half] + lane_position(group, half).column;
+#pragma unroll
+            for (int t = 0; t < kCount; ++t) {
+                Vector<float, 2> added{};
+                if (constant[half] >= 0) added = constants.template load<2>(from + 8 * t);
+                sums[t][2 * half] += added.at[0], sums[t][2 * half + 1] += added.at[1];
+            }
+        }
+        visit(group, sums);
+    });
+}
+
+// A block's tile on its way through the MLP.
+template <typename Math, bool kFolded>
+struct TileMlp {
+    using S = typename Math::Storage;
+    const TileCall<S, kFolded>& call;
+    const TileShared& at;
+
+    __device__ Shared<S> products() const {
+        return Shared<S>(uint32_t(at.products), kFolded ? 0 : at.rows * call.weights.sizes.stride[0]);
     }
-    __device__ int64_t step(int64_t place) const {
-        const int64_t first = first_of_group(place / steps);
-        return (place - first * steps) / next_group(tiles - first);
+    __device__ Shared<S> hidden(int layer) const {
+        return Shared<S>(uint32_t(at.hidden[layer]), at.rows * call.weights.sizes.stride[layer]);
+    }
+
+    // Zeros everywhere. Columns that no row and no layer fills stay zero: they meet zero weights, and 0 * NaN would not
+    // be 0.
+    __device__ void clear() const {
+        const Sizes& sizes = call.weights.sizes;
+        const auto zero = [&](const Shared<S>& array, int size) {
+            for (int e = int(threadIdx.x); e < size; e += int(blockDim.x)) array.store(e, S{});
+        };
+        for (int stage = 0; stage < at.stages; ++stage) zero(call.loader.history_of(stage), at.rows * sizes.stride[0]);
+        if (!kFolded) zero(products(), at.rows * sizes.stride[0]);
+        for (int layer = 1; layer < sizes.layers; ++layer) zero(hidden(layer), at.rows * sizes.stride[layer]);
+    }
+
+    // Layers 0 .. end: visit(layer, first tile, z) sees groups of tiles of z. Where the last layer is among them, part
+    // gets the lane's share of its two rows' scores.
+    template <typename Visit>
+    __device__ void run(int stage, int end, float (&part)[2], const Visit& visit) const {
+        const Sizes& sizes = call.weights.sizes;
+        const Shared<S> history = call.loader.history_of(stage);
+        const Shared<int> candidates = call.loader.candidates_of(stage);
+        if constexpr (!kFolded)
+            multiply_queries(history, products(), candidates, call.query, sizes.dim, sizes.stride[0],
+                             call.query_by_four);
+        for (int layer = 0; layer < end; ++layer) {
+            const Shared<S> input = layer == 0 ? history : hidden(layer);
+            layer_sums<Math, kFolded>(call.weights, layer, input, products(), candidates, call.loader.pairs.slots.begin,
+                                      [&](int group, auto& sums) {
+                                          visit(layer, group, sums);
+                                          activate(layer, group, sums);
+                                          if (layer == sizes.layers - 1)
+                                              add_scores(group, sums, part);
+                                          else
+                                              store_hidden(layer + 1, group, sums);
+                                      });
+            __syncwarp();
+        }
+    }
+
+    // The scores of the warp's rows from the parts of the four lanes that share a row, one of which calls
+    // store(row, score).
+    template <typename Store>
+    __device__ void scores(float (&part)[2], const Store& store) const {
+        const MlpWeights& weights = call.weights;
+        for (int half = 0; half < 2; ++half) {
+            part[half] += __shfl_xor_sync(~0u, part[half], 1);
+            part[half] += __shfl_xor_sync(~0u, part[half], 2);
+            if (threadIdx.x % 4 == 0)
+                store(lane_position(0, half).row,
+                      call.scale * (part[half] + weights.output[weights.sizes.padded[weights.sizes.layers - 1]]));
+        }
     }
 
  private:
-    __device__ int64_t first_of_group(int64_t tile) const {
-        const int64_t whole = tile / kTiles * kTiles;
-        return tiles - whole >= kTiles ? whole : whole + (tile - whole) / 2 * 2;
-    }
-};
-
-// sums[t] += left(step) times tile first_tile + t, the first of a group, of a matrix with 64 words per tile and step. A
-// step's weights are on their way while those of the step before are multiplied.
-template <int kCount, typename Packed, typename Left, typename Multiply>
-__device__ void multiply_steps(Sums<kCount>& sums, int steps, const Packed& packed, int first_tile, const Left& left,
-                               const Multiply& multiply) {
-    struct Weights {
-        Vector<uint32_t, 2> of[kCount];
-    };
-    const int64_t first = int64_t(first_tile) * steps * 64 + 2 * (int(threadIdx.x) % 32);
-    const auto fetch = [&](int step) {
-        Weights weights;
+    // z becomes act(z).
+    template <int kCount>
+    __device__ __forceinline__ void activate(int layer, int group, Sums<kCount>& sums) const {
+        const MlpWeights& weights = call.weights;
+        const int channel = weights.sizes.padded_first[layer];
+        with_activation<sizeof(S) == 2>(weights.activation, [&](auto act) {
+            using Act = decltype(act);
 #pragma unroll
-        for (int t = 0; t < kCount; ++t) weights.of[t] = packed.template load<2>(first + step * (kCount * 64) + t * 64);
-        return weights;
-    };
-    const auto multiply_step = [&](int step, const Weights& weights) {
-        uint32_t a[4];
-        left(a, step);
+            for (int t = 0; t < kCount; ++t) {
+                const auto channels = weights.channels(channel + lane_position(group + t, 0).column);
+#pragma unroll
+                for (int r = 0; r < 4; ++r) sums[t][r] = Act::value(sums[t][r], channels.at[r % 2]);
+            }
+        });
+    }
+
+    // part += <h, output weight> of the lane's elements.
+    template <int kCount>
+    __device__ __forceinline__ void add_scores(int group, const Sums<kCount>& sums, float (&part)[2]) const {
 #pragma unroll
         for (int t = 0; t < kCount; ++t) {
-            const uint32_t b[2] = {weights.of[t].at[0], weights.of[t].at[1]};
-            multiply(sums[t], a, b);
+            const auto weight = call.weights.output.template load<2>(lane_position(group + t, 0).column);
+#pragma unroll
+            for (int r = 0; r < 4; ++r) part[r / 2] = fmaf(weight.at[r % 2], sums[t][r], part[r / 2]);
         }
-    };
-    Weights now = fetch(0);
-#pragma unroll 2
-    for (int step = 1; step < steps; ++step) {
-        const Weights next = fetch(step);
-        multiply_step(step - 1, now);
-        now = next;
-    }
-    multiply_step(steps - 1, now);
-}
-
-// word(): the words of a packed matrix from value(k, column). position(): where an element stands in it, counted in
-// elements of Storage; rounded(): as which value. kWords: per tile and step.
-template <typename S>
-struct Mma {
-    using Storage = S;
-    static constexpr int kDepth = 16;  // k per step
-    static constexpr int kWords = 64;
-
-    template <typename Value>
-    __device__ static uint32_t word(int64_t at, const PackedOrder& order, const Value& value) {
-        const int r = int(at % 2), lane = int(at / 2 % 32);
-        const int64_t k = order.step(at / 64) * 16 + 2 * (lane % 4) + 8 * r,
-                      column = order.tile(at / 64) * 8 + lane / 4;
-        const S low = narrow<S>(value(k, column)), high = narrow<S>(value(k + 1, column));
-        return uint32_t(low.bits) | uint32_t(high.bits) << 16;
-    }
-    __device__ static int64_t position(int64_t k, int64_t column, const PackedOrder& order) {
-        const int64_t lane = column % 8 * 4 + k % 8 / 2;
-        return (order.place(column / 8, k / 16) * 64 + 2 * lane + k % 16 / 8) * 2 + k % 2;
-    }
-    __device__ static S rounded(float value) { return narrow<S>(value); }
-
-    // sums[t] += rows [16, 16 steps] of `rows` (from element `first`, `stride` apart) times tile first_tile + t.
-    template <int kCount, typename Packed>
-    __device__ static void multiply(Sums<kCount>& sums, const Shared<S>& rows, int first, int stride, int steps,
-                                    const Packed& packed, int first_tile) {
-        const int lane = int(threadIdx.x) % 32;
-        const int row = first + (lane % 16) * stride + lane / 16 * 8;
-        multiply_steps(
-            sums, steps, packed, first_tile,
-            [&](uint32_t (&a)[4], int step) { ptx::ldmatrix_x4(a, rows.address_16(row + 16 * step)); }, mma);
     }
 
-    // sums[t] += left^T right over `rows` rows. Both sides lie across their rows, so ldmatrix transposes.
+    // h, narrowed, to the input of `layer`.
     template <int kCount>
-    __device__ static void multiply_rows(Sums<kCount>& sums, const RowProduct<S>& product, int rows) {
-        const int lane = int(threadIdx.x) % 32, matrix = lane / 8;
-        // Of A the matrices 0, 1 have n of 0 .. 7 and 8 .. 15 and rows 0 .. 7; 2, 3 rows 8 .. 15. Of B, 0, 1 have rows
-        // 0 .. 7 and 8 .. 15 of a tile, 2, 3 of the next. In place of what is beyond the end comes what is before it.
-        const int n = product.n + 8 < product.n_end ? product.n + matrix % 2 * 8 : product.n;
-        const int left = (lane % 8 + matrix / 2 * 8) * product.left_stride + n;
-        int right[(kCount + 1) / 2];
+    __device__ __forceinline__ void store_hidden(int layer, int group, const Sums<kCount>& sums) const {
+        const int stride = call.weights.sizes.stride[layer];
+        const Shared<S> output = hidden(layer);
 #pragma unroll
-        for (int pair = 0; pair < (kCount + 1) / 2; ++pair) {
-            const int column = product.column + 8 * (2 * pair + matrix / 2);
-            right[pair] = (lane % 8 + matrix % 2 * 8) * product.right_stride +
-                          (column < product.column_end ? column : product.column);
-        }
-        for (int first = 0; first < rows; first += 16) {
-            uint32_t a[4], b[(kCount + 1) / 2][4];
-            ptx::ldmatrix_x4_trans(a, product.left.address_16(left + first * product.left_stride));
-#pragma unroll
-            for (int pair = 0; pair < (kCount + 1) / 2; ++pair)
-                ptx::ldmatrix_x4_trans(b[pair], product.right.address_16(right[pair] + first * product.right_stride));
-#pragma unroll
-            for (int t = 0; t < kCount; ++t) {
-                const uint32_t registers[2] = {b[t / 2][2 * (t % 2)], b[t / 2][2 * (t % 2) + 1]};
-                mma(sums[t], a, registers);
-            }
-        }
-    }
-
-    __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-        if constexpr (std::is_same_v<S, Bf16>)
-            ptx::mma_bf16(d, a, b);
-        else
-            ptx::mma_fp16(d, a, b);
-    }
-};
-
-struct Tf32 {
-    using Storage = float;
-    static constexpr int kDepth = 8, kWords = 64;
-
-    template <typename Value>
-    __device__ static uint32_t word(int64_t at, const PackedOrder& order, const Value& value) {
-        const int r = int(at % 2), lane = int(at / 2 % 32);
-        return ptx::tf32_from_float(
-            value(order.step(at / 64) * 8 + lane % 4 + 4 * r, order.tile(at / 64) * 8 + lane / 4));
-    }
-    __device__ static int64_t position(int64_t k, int64_t column, const PackedOrder& order) {
-        return order.place(column / 8, k / 8) * 64 + 2 * (column % 8 * 4 + k % 4) + k % 8 / 4;
-    }
-    __device__ static float rounded(float value) { return ptx::float_from_bits(ptx::tf32_from_float(value)); }
-
-    template <int kCount, typename Packed>
-    __device__ static void multiply(Sums<kCount>& sums, const Shared<float>& rows, int first, int stride, int steps,
-                                    const Packed& packed, int first_tile) {
-        const int lane = int(threadIdx.x) % 32;
-        const int row = first + (lane % 16) * stride + lane / 16 * 4;
-        const auto left = [&](uint32_t (&a)[4], int step) {
-            ptx::ldmatrix_x4(a, rows.address_16(row + 8 * step));
-            for (uint32_t& element : a) element = ptx::tf32_from_float(ptx::float_from_bits(element));
-        };
-        multiply_steps(sums, steps, packed, first_tile, left, ptx::mma_tf32);
-    }
-
-    template <int kCount>
-    __device__ static void multiply_rows(Sums<kCount>& sums, const RowProduct<float>& product, int rows) {
-        const int lane = int(threadIdx.x) % 32;
-        for (int first = 0; first < rows; first += 8) {
-            const int row = first + lane % 4;
-            uint32_t a[4];
-#pragma unroll
-            for (int r = 0; r < 4; ++r)
-                a[r] = ptx::tf32_from_float(product.left_at(row + 4 * (r / 2), lane / 4 + 8 * (r % 2)));
-#pragma unroll
-            for (int t = 0; t < kCount; ++t) {
-                const int column = 8 * t + lane / 4;
-                const uint32_t b[2] = {ptx::tf32_from_float(product.right_at(row, column)),
-                                       ptx::tf32_from_float(product.right_at(row + 4, column))};
-                ptx::mma_tf32(sums[t], a, b);
-            }
-        }
-    }
-};
-
-struct Fma {
-    using Storage = float;
-    static constexpr int kDepth = 4, kWords = 32;
-
-    template <typename Value>
-    __device__ static uint32_t word(int64_t at, const PackedOrder& order, const Value& value) {
-        return ptx::bits_from_float(value(order.step(at / 32) * 4 + at / 8 % 4, order.tile(at / 32) * 8 + at % 8));
-    }
-    __device__ static int64_t position(int64_t k, int64_t column, const PackedOrder& order) {
-        return order.place(column / 8, k / 4) * 32 + k % 4 * 8 + column % 8;
-    }
-    __device__ static float rounded(float value) { return value; }
-
-    template <int kCount, typename Packed>
-    __device__ static void multiply(Sums<kCount>& sums, const Shared<float>& rows, int first, int stride, int steps,
-                                    const Packed& packed, int first_tile) {
-        const int lane = int(threadIdx.x) % 32;
-        const int row = first + lane / 4 * stride;
-        const int64_t at = int64_t(first_tile) * steps * 32 + 2 * (lane % 4);
-        for (int step = 0; step < steps; ++step) {
-            const auto upper = rows.template load<4>(row + 4 * step);
-            const auto lower = rows.template load<4>(row + 8 * stride + 4 * step);
-#pragma unroll
-            for (int t = 0; t < kCount; ++t)
-#pragma unroll
-                for (int k = 0; k < 4; ++k) {
-                    const auto b = packed.template load<2>(at + (step * kCount + t) * 32 + 8 * k);
-                    for (int c = 0; c < 2; ++c) {
-                        const float weight = ptx::float_from_bits(b.at[c]);
-                        sums[t][c] = fmaf(upper.at[k], weight, sums[t][c]);
-                        sums[t][2 + c] = fmaf(lower.at[k], weight, sums[t][2 + c]);
-                    }
-                }
-        }
-    }
-
-    template <int kCount>
-    __device__ static void multiply_rows(Sums<kCount>& sums, const RowProduct<float>& product, int rows) {
-        const int lane = int(threadIdx.x) % 32;
-        for (int row = 0; row < rows; ++row) {
-            const float upper = product.left_at(row, lane / 4), lower = product.left_at(row, lane / 4 + 8);
-#pragma unroll
-            for (int t = 0; t < kCount; ++t)
-                for (int c = 0; c < 2; ++c) {
-                    const float right = product.right_at(row, 8 * t + 2 * (lane % 4) + c);
-                    sums[t][c] = fmaf(upper, right, sums[t][c]);
-                    sums[t][2 + c] = fmaf(lower, right, sums[t][2 + c]);
-                }
+        for (int t = 0; t < kCount; ++t) {
+            const LanePosition at = lane_position(group + t, 0);
+            const int to = at.row * stride + at.column;
+            output.template store<2>(to, narrow_pair<S>(sums[t][0], sums[t][1]));
+            output.template store<2>(to + 8 * stride, narrow_pair<S>(sums[t][2], sums[t][3]));
         }
     }
 };

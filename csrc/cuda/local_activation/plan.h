@@ -1,4 +1,19 @@
-// Sizes of the unit's tiles, shared memory and workspace: plain C++, tested for every shape.
+// Launch arithmetic that forward and backward of the unit share, plain C++ and tested for every shape: sizes of a call,
+// a tile's shared memory, and the workspace.
+//
+// A tile is 64 (32, 16) rows, one per pair of a candidate and a behaviour; each of its warps owns 16 of them. A
+// persistent block goes through consecutive tiles, and what a tile needs lies in the block's shared memory
+// (TileShared):
+//
+//                  D columns                H1 columns, padded        one value per row
+//              +-------------------+       +----------------+       candidate   whose pair it is, -1: no pair
+//   warp 0     | k    (history,    |       | h1 = act(z1)   |       row         of the source that k comes from
+//    16 rows   |  one tile per     |  ->   |  (hidden[1],   |  ->   score       s
+//   - - - - -  |  stage)           |       |  input of      |
+//   warp 1     | q * k (products,  |       |  layer 1)      |       window [rows + 1], of a block alone:
+//    16 rows   |  flat calls only) |       |                |       first slots of the candidates from the cursor on
+//   - - - - -  +-------------------+       +----------------+
+//    ...         stride[0]                   stride[1]
 #pragma once
 
 #include <algorithm>
@@ -6,54 +21,61 @@
 #include <stdexcept>
 #include <string>
 
-#include "din_kernels/cuda/local_activation.h"
 #include "common/unique_ids.h"
 #include "common/workspace.h"
+#include "din_kernels/cuda/local_activation.h"
 
 namespace din_kernels::cuda {
 
 constexpr int64_t round_up(int64_t value, int64_t to) { return ceil_div(value, to) * to; }
 
-// A folded call makes A_i of the first layer once per candidate, z1 = A_i k + c_i, and its tiles belong to one
-// candidate each. Half a tile of 64 rows is then empty on average, an eighth of a history of 256; and A_i costs as much
-// memory as D * H1 / D = 80 of its rows, written and read once. Such histories get it, and outer features, which have
-// no other form.
+// A folded call makes A_i of the first layer once per candidate, z1 = A_i k + c_i, and each of its tiles belongs to one
+// candidate. Half a tile of 64 rows is then empty on average, an eighth of a history of 256. A_i costs as much memory
+// as D * H1 / D = 80 rows of the history, written and read once. Histories of this length are folded, and so are outer
+// features, which have no other form.
 constexpr int64_t kFoldFrom = 256;
 inline bool folds(const LocalActivation& call) {
     return call.features == Features::kOuter || (call.users > 0 && call.capacity >= kFoldFrom * call.users);
 }
 
-// What a call's shapes come to, whatever the tile. A unit without hidden layer is one layer of width 1, its activation
-// the identity, its output weight 1.
-struct UnitSizes {
-    int element_bytes, depth;  // of storage; k per step of a product
+// A unit without hidden layer has the score itself as its only channel.
+inline Activation activation_of(const LocalActivation& call) {
+    return call.hidden > 0 ? call.activation : Activation::kIdentity;
+}
+
+// Sizes that follow from a call's shapes, whatever the tile. A unit without hidden layer is one layer of width 1, whose
+// activation is the identity and whose output weight is 1.
+struct Sizes {
+    int element_bytes;  // of storage
+    int depth;          // columns of the left side that one step of a product takes
     int layers;
-    int width[kMaxHidden], padded[kMaxHidden];  // H, H rounded up to 8
-    int steps[kMaxHidden];                      // of the layer's product; of layer 0 for each half of [k, q * k]
+    int width[kMaxHidden], padded[kMaxHidden];  // H, and H rounded up to 8
+    int steps[kMaxHidden];                      // of the layer's product; layer 0 takes them for k and again for q * k
     int stride[kMaxHidden];                     // elements between rows of the layer's input tile
-    int z_stride[kMaxHidden];                   // elements between rows of its z, where shared memory has them
-    int padded_sum, padded_first[kMaxHidden];   // of the padded widths, laid side by side
+    int z_stride[kMaxHidden];                   // elements between rows of the layer's z in shared memory
+    int width_sum, width_first[kMaxHidden];     // sum of the widths, and where a layer begins among them all
+    int padded_sum, padded_first[kMaxHidden];   // the same of the padded widths
     int dim, dim_padded;
     bool folded;
 };
 
-// Rows 16 bytes apart modulo 32: the 8 rows of an ldmatrix matrix then lie in different banks.
+// Rows lie an odd multiple of 16 bytes apart, so that the 8 rows of an ldmatrix matrix lie in different banks.
 inline int conflict_free(int64_t elements, int element_bytes) {
     return int((ceil_div(elements * element_bytes, 16) | 1) * 16 / element_bytes);
 }
 
-// Rows of fp32 that lanes read and write two neighbours at a time, as sums lie in registers: 8 or 24 words apart modulo
-// 32, the four rows of half a warp lie in different banks.
+// Lanes read and write fp32 rows two neighbours at a time, as sums lie in registers. Rows 8 or 24 words apart modulo 32
+// put the four rows of half a warp in different banks.
 inline int pair_stride(int64_t elements) { return int((elements + 7) / 16 * 16 + 8); }
 
-// Candidates of a call: a tile numbers them in 32 bits. Pairs are counted in 64.
+// A tile numbers candidates in 32 bits; pairs are counted in 64.
 constexpr int64_t kMaxQueries = (int64_t(1) << 31) - 1;
 
-inline UnitSizes unit_sizes(const LocalActivation& call) {
+inline Sizes sizes_of(const LocalActivation& call) {
     if (call.queries > kMaxQueries)
         throw std::invalid_argument("query must have at most " + std::to_string(kMaxQueries) +
                                     " rows for the CUDA kernels, got " + std::to_string(call.queries));
-    UnitSizes s{};
+    Sizes s{};
     s.element_bytes = call.dtype == DType::kFloat ? 4 : 2;
     s.depth = call.dtype != DType::kFloat ? 16 : call.precision == Precision::kTensorCores ? 8 : 4;
     s.layers = std::max(call.hidden, 1), s.folded = folds(call);
@@ -65,23 +87,26 @@ inline UnitSizes unit_sizes(const LocalActivation& call) {
         s.steps[l] = int(in / s.depth);
         s.stride[l] = conflict_free(in, s.element_bytes);
         s.z_stride[l] = pair_stride(s.padded[l]);
-        s.padded_first[l] = s.padded_sum;
-        s.padded_sum += s.padded[l];
+        s.width_first[l] = s.width_sum, s.width_sum += s.width[l];
+        s.padded_first[l] = s.padded_sum, s.padded_sum += s.padded[l];
     }
     return s;
 }
 
-// Byte offsets in shared memory of what forward and backward have in common.
+// Byte offsets in shared memory of the arrays that forward and backward have in common, pictured above.
 struct TileShared {
-    int rows, warps, stages;                                // rows of a tile: 16 per warp
-    int64_t keys, key_bytes, products, hidden[kMaxHidden];  // keys: one tile per stage; hidden: input of layer l
-    int64_t candidate, row, window, score;
+    int rows, warps, stages;         // 16 rows per warp; stages are tiles of the history that can be there at once
+    int64_t history, history_bytes;  // of the first stage, and bytes from one stage to the next
+    int64_t products;
+    int64_t hidden[kMaxHidden];  // the input of layer l, from layer 1 on
+    int64_t candidate, row;      // one array per stage
+    int64_t window, score;
     int64_t bytes;
 };
 
 constexpr int kRowsPerWarp = 16;
 
-inline TileShared share_tile(const UnitSizes& s, int warps, int stages) {
+inline TileShared share_tile(const Sizes& s, int warps, int stages) {
     TileShared t{};
     t.warps = warps, t.rows = warps * kRowsPerWarp, t.stages = stages;
     const auto add = [&](int64_t bytes) {
@@ -89,9 +114,9 @@ inline TileShared share_tile(const UnitSizes& s, int warps, int stages) {
         t.bytes += round_up(bytes, 16);
         return begin;
     };
-    t.key_bytes = round_up(int64_t(t.rows) * s.stride[0] * s.element_bytes, 16);
-    t.keys = add(stages * t.key_bytes);
-    if (!s.folded) t.products = add(t.key_bytes);
+    t.history_bytes = round_up(int64_t(t.rows) * s.stride[0] * s.element_bytes, 16);
+    t.history = add(stages * t.history_bytes);
+    if (!s.folded) t.products = add(t.history_bytes);
     for (int l = 1; l < s.layers; ++l) t.hidden[l] = add(int64_t(t.rows) * s.stride[l] * s.element_bytes);
     t.candidate = add(int64_t(stages) * t.rows * 4);
     t.row = add(int64_t(stages) * t.rows * 8);
@@ -113,35 +138,58 @@ Plan first_that_fits(const char* kernel, int64_t limit, const Make& make) {
                       std::to_string(limit));
 }
 
-// Blocks of a persistent grid: as many as run at once, at most 4 on a multiprocessor.
+// A persistent grid has as many blocks as run at once, at most 4 on a multiprocessor.
 inline int64_t persistent_blocks(const DeviceLimits& device, int64_t shared_bytes) {
     const int64_t fit = (device.shared_per_block + 1024) / (shared_bytes + 1024);
     return device.multiprocessors * std::clamp<int64_t>(fit, 1, 4);
 }
 
-// Matrices packed for products, see mlp.cuh: [in] x [out] of a product's right side.
+// Tiles, steps and 32-bit words of a matrix [in, out] that is packed as a product's right side, see packed.cuh.
 struct PackedSizes {
     int64_t tiles, steps, words;
 };
-inline PackedSizes packed_sizes(const UnitSizes& s, int64_t in, int64_t out) {
+inline PackedSizes packed_sizes(const Sizes& s, int64_t in, int64_t out) {
     PackedSizes p{ceil_div(out, 8), ceil_div(in, s.depth), 0};
     p.words = p.tiles * p.steps * (s.element_bytes == 2 ? 64 : 8 * s.depth);
     return p;
 }
 
-// Byte offsets in the workspace of what forward and backward have in common.
-struct UnitWorkspace {
-    int64_t lengths, pair_first, tile_sums;  // [Q + 1] in 64 bits: pairs of each candidate, and those before it
-    int64_t slot_first;                      // [Q + 1]: the same with whole tiles, where the call is folded
-    int64_t query;                           // [Q, D], only where the query comes from several tables
-    int64_t constants;                       // [Q, padded H1] of fp32: c_i
-    int64_t params;                          // 4 arrays [padded_sum] of fp32: bias, slope or alpha, mean, rstd
-    int64_t output;                          // [padded H of the last layer + 1] of fp32: weight and bias
-    int64_t keys_matrix, products_matrix, query_matrix, layer_matrix[kMaxHidden];
+// Byte offsets in the workspace of the packed weights, or of their transposes. The first layer has those of the rows
+// alone where the call is not folded.
+struct PackedWeights {
+    int64_t weight_q;             // [D, H1]: Wq + Wd
+    int64_t weight_k, weight_qk;  // [D, H1]: Wk - Wd and Wp
+    int64_t layers[kMaxHidden];   // [H of l - 1, H of l], from layer 1 on
 };
 
-inline UnitWorkspace unit_workspace(const LocalActivation& call, const UnitSizes& s, Carve& carve) {
-    UnitWorkspace w{};
+inline PackedWeights plan_weights(const Sizes& s, bool transposed, Carve& carve) {
+    PackedWeights w{};
+    // The left side of a product is a tile, whose columns are padded.
+    const auto matrix = [&](int64_t in, int64_t padded_in, int64_t out, int64_t padded_out) {
+        return carve.add((transposed ? packed_sizes(s, padded_out, in) : packed_sizes(s, padded_in, out)).words, 4);
+    };
+    const auto first = [&] { return matrix(s.dim, s.dim, s.width[0], s.padded[0]); };
+    w.weight_q = first();
+    if (!s.folded) w.weight_k = first(), w.weight_qk = first();
+    for (int l = 1; l < s.layers; ++l) w.layers[l] = matrix(s.width[l - 1], s.padded[l - 1], s.width[l], s.padded[l]);
+    return w;
+}
+
+// Byte offsets in the workspace of the arrays that forward and backward have in common.
+struct Workspace {
+    int64_t lengths;     // [Q + 1] in 64 bits: pairs of each candidate
+    int64_t pair_first;  // [Q + 1]: pairs before each candidate
+    int64_t slot_first;  // [Q + 1]: slots before each candidate, see schedule.cuh
+    int64_t tile_sums;   // scratch of the sums
+    int64_t query;       // [Q, D], only where the query comes from several tables
+    int64_t constants;   // [Q, padded H1] of fp32: c_i
+    int64_t params;      // 4 arrays [padded_sum] of fp32: bias, slope or alpha, mean, rstd
+    int64_t output;      // [padded H of the last layer + 1] of fp32: weight and bias
+    PackedWeights weights;
+};
+
+inline Workspace plan_workspace(const LocalActivation& call, const Sizes& s, Carve& carve) {
+    Workspace w{};
     w.lengths = carve.add(call.queries + 1, 8);
     w.pair_first = carve.add(call.queries + 1, 8);
     w.tile_sums = carve.add(ceil_div(call.queries + 1, kWordsPerTile), 8);
@@ -150,46 +198,45 @@ inline UnitWorkspace unit_workspace(const LocalActivation& call, const UnitSizes
     w.constants = carve.add(call.queries * s.padded[0], 4);
     w.params = carve.add(4 * s.padded_sum, 4);
     w.output = carve.add(s.padded[s.layers - 1] + 1, 4);
-    const auto matrix = [&](int64_t in, int64_t out) { return carve.add(packed_sizes(s, in, out).words, 4); };
-    if (!s.folded) {
-        w.keys_matrix = matrix(s.dim, s.width[0]);
-        w.products_matrix = matrix(s.dim, s.width[0]);
-    }
-    w.query_matrix = matrix(s.dim, s.width[0]);
-    for (int l = 1; l < s.layers; ++l) w.layer_matrix[l] = matrix(s.padded[l - 1], s.width[l]);
+    w.weights = plan_weights(s, false, carve);
     return w;
 }
 
-// Candidates begin .. end, which one launch over the tiles serves.
+// One launch over the tiles serves the candidates begin .. end.
 struct Chunk {
     int64_t begin, end;
 };
 
-// What a folded call has per candidate, for `chunk` of them at a time: memory does not grow with Q * D * H1.
-constexpr int64_t kFoldShares = 16;  // of a chunk's candidates, whose dA_i are summed apart
+// The candidates of a chunk are summed in this many shares, apart from each other.
+constexpr int64_t kFoldShares = 16;
 
+// A folded call has A_i, A_i^T and dA_i for `chunk` candidates at a time, so that memory does not grow with Q * D * H1.
 struct FoldPlan {
-    int warps;                        // of a block that makes A_i: 16 candidates each
+    int warps;                        // of a block that makes A_i, 16 candidates each
     int64_t chunk;                    // all candidates where the call is not folded
-    int parts;                        // of A_i, which add up to it: A_i rounded, and in two parts the rest
+    int parts;                        // 1: A_i rounded; 2: behind it the rest, so that both add up to A_i
     int64_t words, transposed_words;  // of a part of A_i [D, H1] and, for backward, of A_i^T [H1, D], packed
     int64_t cells;                    // of dA_i [padded H1, D]
     int64_t outer_words;              // of Wo[h] [D, D], packed; outer features alone
     // byte offsets in the workspace
-    int64_t matrices, transposed, gradients;  // [chunk, parts, words], and [chunk, ...] of the others
-    int64_t outer, outer_transposed;          // [H1, outer_words]: B[j, d] = Wo[h, j, d], and its transpose
-    int64_t shares, sums;                     // [kFoldShares, 2, cells] and [2, cells]: of dA_i and diag(q_i) dA_i
+    int64_t matrices;                               // [chunk, parts, words]
+    int64_t transposed;                             // [chunk, transposed_words]
+    int64_t gradients;                              // [chunk, cells]
+    int64_t weight_outer, weight_outer_transposed;  // [H1, outer_words]: B[j, d] = Wo[h, j, d], and its transpose
+    int64_t shares, sums;  // [kFoldShares, 2, cells] and [2, cells]: sums of dA_i and of dA_i diag(q_i)
 };
 
-// `warps`: of the blocks over the tiles; as many candidates' queries need less shared memory than their tile does.
-inline FoldPlan plan_fold(const LocalActivation& call, const UnitSizes& s, int warps, bool backward, Carve& carve) {
+// `warps` is that of the blocks over the tiles: the queries of 16 candidates per warp need less shared memory than a
+// tile.
+inline FoldPlan plan_fold(const LocalActivation& call, const Sizes& s, int warps, bool backward, Carve& carve) {
     FoldPlan p{};
     p.warps = warps;
     p.chunk = std::max<int64_t>(call.queries, 1);
     if (!s.folded) return p;
-    // Outer features in half precision: A_i's rounding is the same for all of a candidate's behaviours and would add up
-    // over them, where the reference rounds every q_j k_d on its own. A_i^T does with one part, since no sum is taken
-    // over its products with dz1; so do concat and product, where the reference rounds q - k and q * k, terms as large.
+    // The rounding of A_i is the same for all of a candidate's behaviours and would add up over them, where the
+    // reference rounds every q_j k_d of outer features on its own. So outer features in half precision get two parts.
+    // A_i^T has one part, since no sum is taken over its products with dz1. Concat and product have one too: there the
+    // reference rounds q - k and q * k, terms as large as A_i.
     p.parts = call.features == Features::kOuter && s.element_bytes == 2 ? 2 : 1;
     p.words = packed_sizes(s, s.dim, s.width[0]).words;
     p.cells = int64_t(s.padded[0]) * s.dim;
@@ -199,8 +246,8 @@ inline FoldPlan plan_fold(const LocalActivation& call, const UnitSizes& s, int w
     p.matrices = carve.add(p.chunk * p.parts * p.words, 4);
     if (call.features == Features::kOuter) {
         p.outer_words = packed_sizes(s, s.dim, s.dim).words;
-        p.outer = carve.add(s.width[0] * p.outer_words, 4);
-        if (backward) p.outer_transposed = carve.add(s.width[0] * p.outer_words, 4);
+        p.weight_outer = carve.add(s.width[0] * p.outer_words, 4);
+        if (backward) p.weight_outer_transposed = carve.add(s.width[0] * p.outer_words, 4);
     }
     if (!backward) return p;
     p.transposed = carve.add(p.chunk * p.transposed_words, 4);
@@ -208,49 +255,6 @@ inline FoldPlan plan_fold(const LocalActivation& call, const UnitSizes& s, int w
     p.shares = carve.add(kFoldShares * 2 * p.cells, 4);
     p.sums = carve.add(2 * p.cells, 4);
     return p;
-}
-
-struct ForwardPlan {
-    UnitSizes sizes;
-    TileShared tile;
-    UnitWorkspace work;
-    FoldPlan fold;
-    int64_t weight, top, pooled, z, mean, square;  // byte offsets in shared memory
-    int64_t bytes;                                 // of shared memory
-    int64_t blocks;
-    int64_t normalizers, partials, statistics;  // byte offsets in the workspace
-    int64_t workspace_bytes;
-};
-
-inline ForwardPlan plan_forward(const LocalActivation& call, const DeviceLimits& device) {
-    const UnitSizes sizes = unit_sizes(call);
-    ForwardPlan plan =
-        first_that_fits<ForwardPlan>("local_activation_forward", device.shared_per_block, [&](int warps, int stages) {
-            ForwardPlan p{};
-            p.sizes = sizes, p.tile = share_tile(sizes, warps, stages);
-            p.bytes = p.tile.bytes;
-            const auto add = [&](int64_t elements) {
-                const int64_t begin = p.bytes;
-                p.bytes += round_up(elements * 4, 16);
-                return begin;
-            };
-            p.weight = add(p.tile.rows), p.top = add(p.tile.rows), p.pooled = add(sizes.dim);
-            if (call.dice_training) {
-                const int widest = *std::max_element(sizes.padded, sizes.padded + sizes.layers);
-                p.z = add(int64_t(p.tile.rows) * pair_stride(widest)), p.mean = add(widest), p.square = add(widest);
-            }
-            return p;
-        });
-    plan.blocks = persistent_blocks(device, plan.bytes);
-    Carve carve;
-    plan.work = unit_workspace(call, sizes, carve);
-    plan.fold = plan_fold(call, sizes, plan.tile.warps, false, carve);
-    plan.normalizers = carve.add(call.normalize == Normalize::kSoftmax ? 2 * call.queries : 0, 4);
-    // Of candidates that a block shares with another: running maximum, sum, and pooled row. Two per block.
-    plan.partials = carve.add(plan.blocks * 2 * (call.dim + 2), 4);
-    plan.statistics = carve.add(call.dice_training ? plan.blocks * (2 * sizes.padded_sum + 1) : 0, 4);
-    plan.workspace_bytes = carve.bytes();
-    return plan;
 }
 
 }  // namespace din_kernels::cuda

@@ -1,28 +1,36 @@
-// What forward makes of a tile's scores: weights, pooled rows by segment, and Dice's statistics of a layer.
+// From a tile's scores to weights and pooled rows, candidate by candidate, and Dice's statistics of a layer.
+//
+//   rows of a tile  | rest of candidate 4 |    5    |    6    |    front of 7     |
+//   Pooling           goes on with 4 and    takes 5   takes 6   begins 7, whose sum
+//                     writes its row        whole     whole     the next tile goes on with
+//
+// The running sum of a softmax is kept for the largest score so far (top): a larger one scales it down.
 #pragma once
 
 #include <cmath>
 
 #include "common/moments.cuh"
-#include "local_activation/tile.cuh"
+#include "local_activation/forward_plan.h"
+#include "local_activation/mlp.cuh"
 
 namespace din_kernels::cuda {
 
 template <typename S, bool kFolded>
-struct ForwardCall : UnitCall<S, kFolded> {
+struct ForwardCall : TileCall<S, kFolded> {
     ForwardPlan plan;
     Global<S> pooled;            // [Q, D]
     Global<double> logsumexp;    // [Q], softmax
     Global<float> normalizers;   // [Q, 2], softmax: maximum of the scores, 1 / sum of exp(score - maximum)
     Global<float> pair_weights;  // [total_pairs]
     Global<float> partials;      // [blocks, 2, D + 2]
-    Global<float> statistics;    // [blocks, 2 padded_sum + 1]: means, sums of squared deviations, rows
+    Global<float> statistics;    // [blocks, 2 padded_sum + 1]: means, sums of squared deviations, number of rows
 };
 
-// exp(score - top) under softmax. Rows that do not count score -inf, and where none counts so is the maximum.
+// exp(score - top) under softmax. Rows without a weight score -inf, and top is -inf where no row has one.
 __device__ inline float exp_below(float score, float top) { return score == -INFINITY ? 0.0f : expf(score - top); }
 __device__ inline float share_of(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
-// In double: of scores near 1e4 a float would leave 1e-3, by which backward would scale all weights.
+// The result is double: for scores near 1e4 a float would leave an error of 1e-3, by which backward would scale all
+// weights.
 __device__ inline double logsumexp_of(float top, float sum) { return double(top) + double(logf(sum)); }
 
 // The pooled sum of the candidate whose rows the block is going through. Every thread holds the same scalars and owns
@@ -34,8 +42,8 @@ struct Pooling {
     int64_t candidate = -1;
     float top = 0, sum = 0;
 
-    // The candidate's rows end here, or the block's do: to pooled, or, where another block has some of its rows, to the
-    // block's partials: 0 for one that began before the block, 1 for one that goes on behind it.
+    // The candidate's rows end here, or the block's do. The sum goes to pooled, or, where another block has some of the
+    // candidate's rows, to one of the block's two partials, see schedule.cuh.
     __device__ void finish(const Shared<float>& pooled) const {
         if (candidate < 0) return;
         const int dim = call.weights.sizes.dim;
@@ -59,9 +67,9 @@ struct Pooling {
         }
     }
 
-    // Adds the tile's rows. weight and segment_top are of its rows; the maximum covers what came before the tile.
+    // Adds the tile's rows, candidate by candidate. weight and segment_top come from weigh.
     __device__ void add(const Shared<int>& candidates, const Shared<float>& weight, const Shared<float>& segment_top,
-                        const Shared<S>& keys, const Shared<float>& pooled, int64_t slot, int valid) {
+                        const Shared<S>& history, const Shared<float>& pooled, int64_t slot, int valid) {
         const int dim = call.weights.sizes.dim, stride = call.weights.sizes.stride[0];
         for (int first = 0; first < valid;) {
             const int mine = candidates[first], last = call.loader.pairs.slots.last_row(mine, slot, valid);
@@ -80,7 +88,7 @@ struct Pooling {
             for (int d = int(threadIdx.x); d < dim; d += int(blockDim.x)) {
                 float total = keep == 0.0f ? 0.0f : pooled[d] * keep;
                 for (int row = first; row < last; ++row)
-                    total = fmaf(weight[row], widen(keys[row * stride + d]), total);
+                    total = fmaf(weight[row], widen(history[row * stride + d]), total);
                 pooled.store(d, total);
             }
             first = last;
@@ -88,7 +96,8 @@ struct Pooling {
     }
 };
 
-// weight [rows]: the score, or exp(score - maximum of the candidate so far); segment_top [rows]: that maximum.
+// weight [rows] = the score, or exp(score - segment_top); segment_top [rows] = the maximum of the candidate's scores up
+// to the end of the tile, those of earlier tiles among them.
 template <typename S, bool kFolded>
 __device__ void weigh(const ForwardCall<S, kFolded>& call, const Pooling<S, kFolded>& pooling,
                       const Shared<int>& candidates, const Shared<float>& score, const Shared<float>& weight,
@@ -112,7 +121,7 @@ __device__ void weigh(const ForwardCall<S, kFolded>& call, const Pooling<S, kFol
     }
 }
 
-// Mean and sum of squared deviations of the columns of z [valid, stride], joined to those of the rows before.
+// Joins the rows of z [valid, stride] to the mean and the sum of squared deviations of the `before` rows so far.
 __device__ inline void add_statistics(const Shared<float>& z, int stride, int columns, int valid, int64_t before,
                                       const Shared<float>& mean, const Shared<float>& square) {
     for (int column = int(threadIdx.x); column < columns; column += int(blockDim.x)) {

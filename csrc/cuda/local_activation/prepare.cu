@@ -2,51 +2,28 @@
 
 #include <algorithm>
 
+#include "common/activation.cuh"
 #include "common/launch.cuh"
 #include "common/typed.cuh"
-#include "local_activation/mlp.cuh"
-#include "local_activation/mlp_of.h"
+#include "local_activation/dispatch.h"
+#include "local_activation/pack.h"
 #include "local_activation/tile_loader.cuh"
 
 namespace din_kernels::cuda {
 namespace {
 
-struct PackJobs {
-    PackedSource source[kMaxPackJobs];
-    int64_t steps[kMaxPackJobs], words[kMaxPackJobs];
-    Global<uint32_t> packed[kMaxPackJobs];
-};
-
-// A row of blocks per matrix.
-template <typename Math>
-__global__ void pack(PackJobs jobs) {
-    const int job = int(blockIdx.y);
-    const PackedSource& source = jobs.source[job];
-    const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, words = jobs.words[job];
-    if (at >= words * source.count) return;
-    const int64_t begin = source.first + at / words * source.apart;
-    const PackedOrder order{words / (Math::kWords * jobs.steps[job]), jobs.steps[job]};
-    jobs.packed[job].store(at, Math::word(at % words, order, [&](int64_t k, int64_t n) {
-                               if (k >= source.in || n >= source.out) return 0.0f;
-                               const int64_t row = source.transposed ? k : n, column = source.transposed ? n : k;
-                               const float first = typed_at(source.weight, row * source.leading + begin + column);
-                               if (source.sign == 0.0f) return first;
-                               return first + source.sign * typed_at(source.weight,
-                                                                     row * source.leading + source.second + column);
-                           }));
-}
-
 struct ParamSource {
     TypedArray bias[kMaxHidden], params[kMaxHidden][3];
     float eps[kMaxHidden];
-    bool dice, from_batch;  // from_batch: mean and rstd are written by the statistics instead
-    bool hidden;            // else the score is the only channel itself
+    Activation activation;
+    bool from_batch;  // the passes for Dice's statistics write mean and rstd
+    bool hidden;      // else the score is the only channel itself
     TypedArray output_weight, output_bias;
 };
 
-// params [4, padded_sum]: bias, slope or alpha, mean, 1 / sqrt(var + eps), 0 on padding; output [padded + 1]: weight
-// and bias of the output. A row of blocks per layer and one for the output.
-__global__ void write_params(ParamSource source, UnitSizes sizes, Global<float> params, Global<float> output) {
+// params [4, padded_sum] = bias, slope or alpha, mean, 1 / sqrt(var + eps), 0 on padding; output [padded + 1] = weight
+// and bias of the output. There is a row of blocks per layer and one for the output.
+__global__ void write_params(ParamSource source, Sizes sizes, Global<float> params, Global<float> output) {
     const int channel = int(threadIdx.x) + int(blockIdx.x) * int(blockDim.x), layer = int(blockIdx.y);
     if (layer == sizes.layers) {
         const int width = sizes.width[layer - 1], padded = sizes.padded[layer - 1];
@@ -68,7 +45,7 @@ __global__ void write_params(ParamSource source, UnitSizes sizes, Global<float> 
     if (channel < sizes.width[layer]) {
         values[0] = typed_at(source.bias[layer], channel);
         values[1] = param(0);
-        if (source.dice && !source.from_batch) {
+        if (params_of(source.activation) == kNormalizingParams && !source.from_batch) {
             values[2] = param(1);
             values[3] = 1.0f / sqrtf(param(2) + source.eps[layer]);
         }
@@ -77,7 +54,7 @@ __global__ void write_params(ParamSource source, UnitSizes sizes, Global<float> 
         params.store(which * sizes.padded_sum + sizes.padded_first[layer] + channel, values[which]);
 }
 
-// Pairs of each candidate, rounded up to a multiple of `rows`.
+// lengths[i] = pairs of candidate i, rounded up to a multiple of `rows`; lengths[Q] = 0.
 __global__ void write_lengths(int64_t queries, int rows, Global<const int64_t> length,
                               Global<const int64_t> query_to_user, Global<int64_t> lengths) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -86,6 +63,7 @@ __global__ void write_lengths(int64_t queries, int rows, Global<const int64_t> l
     lengths.store(i, (pairs + rows - 1) / rows * rows);
 }
 
+// Rows of the query, side by side from several tables.
 template <typename S>
 __global__ void gather_query(TableRows<S> source, int64_t queries, int64_t dim, Global<S> query) {
     const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -96,16 +74,17 @@ __global__ void gather_query(TableRows<S> source, int64_t queries, int64_t dim, 
     query.store(at, source.table(k)[source.row_of(k, at / dim) * source.tables.width[k] + column]);
 }
 
-// c_i = (Wq + Wd) q_i + b1, a warp per 16 candidates.
+// c_i = (Wq + Wd) q_i + b1. A warp per 16 candidates.
 template <typename Math>
-__global__ void query_constants(Global<const typename Math::Storage> query,  // [Q, D]
-                                int64_t queries, UnitSizes sizes, Global<const uint32_t> matrix,
-                                Global<const float> bias,   // [padded H1]
-                                Global<float> constants) {  // [Q, padded H1]
+__global__ void candidate_constants(Global<const typename Math::Storage> query,  // [Q, D]
+                                    int64_t queries, Sizes sizes, Global<const uint32_t> matrix,
+                                    Global<const float> bias,   // [padded H1]
+                                    Global<float> constants) {  // [Q, padded H1]
     using S = typename Math::Storage;
     const int lane = int(threadIdx.x) % 32, stride = sizes.stride[0], columns = sizes.dim_padded;
     const Shared<S> tile(0, kRowsPerWarp * stride);
     const int64_t first = int64_t(blockIdx.x) * kRowsPerWarp;
+    // The candidates' rows, with zeros up to the product's depth.
     for (int at = lane; at < kRowsPerWarp * columns; at += 32) {
         const int64_t row = first + at / columns;
         const int column = at % columns;
@@ -113,6 +92,7 @@ __global__ void query_constants(Global<const typename Math::Storage> query,  // 
         tile.store(at / columns * stride + column, there ? query[row * sizes.dim + column] : S{});
     }
     __syncwarp();
+    // Their product with Wq + Wd.
     for_groups(sizes.padded[0] / 8, [&](int group, auto count) {
         constexpr int kCount = decltype(count)::value;
         Sums<kCount> sums = {};
@@ -126,84 +106,54 @@ __global__ void query_constants(Global<const typename Math::Storage> query,  // 
     });
 }
 
-}  // namespace
-
-void pack_matrices(const LocalActivation& call, const UnitSizes& sizes, const std::vector<PackJob>& jobs,
-                   Stream stream) {
-    const Global<uint32_t> none(nullptr, 0);
-    PackJobs packed{{}, {}, {}, {none, none, none, none, none, none, none, none}};
-    int64_t most = 0;
-    for (size_t j = 0; j < jobs.size(); ++j) {
-        const PackedSizes p = packed_sizes(sizes, jobs[j].source.padded_in, jobs[j].source.out);
-        packed.source[j] = jobs[j].source, packed.steps[j] = p.steps, packed.words[j] = p.words;
-        const int64_t words = p.words * jobs[j].source.count;
-        packed.packed[j] = Global<uint32_t>(jobs[j].packed, words);
-        most = std::max(most, words);
-    }
-    with_math(call, [&](auto math) {
-        launch("pack", pack<decltype(math)>, Grid{ceil_div(most, 256), int64_t(jobs.size())}, 256, 0, stream, packed);
-    });
-}
-
-void prepare_unit(const LocalActivation& call, const UnitSizes& sizes, const UnitWorkspace& work, int rows,
-                  Stream stream) {
-    const FeatureColumns columns = feature_columns(call);
-    const auto words = [&](int64_t offset) { return carved<uint32_t>(call.workspace, offset); };
-    const float sign = columns.has_difference ? 1.0f : 0.0f;
-    const auto of_first = [&](int64_t block, float sign_of_difference, int64_t offset) {
-        return PackJob{{call.layers[0].weight, columns.total, call.dim, sizes.width[0], call.dim, block,
-                        columns.difference, sign_of_difference, false},
-                       words(offset)};
-    };
-    std::vector<PackJob> jobs = {of_first(columns.query, sign, work.query_matrix)};
-    if (!sizes.folded) {
-        jobs.push_back(of_first(columns.keys, -sign, work.keys_matrix));
-        jobs.push_back(of_first(columns.products, 0.0f, work.products_matrix));
-    }
+void prepare_params(const LocalActivation& call, const Sizes& sizes, const Workspace& work, Stream stream) {
     ParamSource source{};
-    source.dice = call.activation == Activation::kDice && call.hidden > 0, source.from_batch = call.dice_training;
-    source.hidden = call.hidden > 0;
+    source.activation = activation_of(call), source.from_batch = call.dice_training, source.hidden = call.hidden > 0;
     source.output_weight = call.layers[call.hidden].weight, source.output_bias = call.layers[call.hidden].bias;
     int widest = 0;
     for (int l = 0; l < sizes.layers; ++l) {
         const UnitLayer& layer = call.layers[l];
-        if (l > 0)
-            jobs.push_back({{layer.weight, sizes.width[l - 1], sizes.width[l - 1], sizes.width[l], sizes.padded[l - 1],
-                             0, 0, 0.0f, false},
-                            words(work.layer_matrix[l])});
         source.bias[l] = layer.bias, source.eps[l] = float(layer.eps);
         for (int which = 0; which < 3; ++which) source.params[l][which] = layer.params[which];
         widest = std::max(widest, sizes.padded[l]);
     }
-    pack_matrices(call, sizes, jobs, stream);
-    auto* const params = carved<float>(call.workspace, work.params);
     launch("write_params", write_params, Grid{ceil_div(widest + 1, 128), sizes.layers + 1}, 128, 0, stream, source,
-           sizes, Global<float>(params, 4 * sizes.padded_sum),
-           Global<float>(carved<float>(call.workspace, work.output), sizes.padded[sizes.layers - 1] + 1));
+           sizes, carved_array<float>(call.workspace, work.params, 4 * sizes.padded_sum),
+           carved_array<float>(call.workspace, work.output, sizes.padded[sizes.layers - 1] + 1));
+}
+
+// before [Q + 1] = pairs before each candidate, whose own are rounded up to a `multiple`.
+void count_pairs(const LocalActivation& call, const Workspace& work, int multiple, int64_t before, Stream stream) {
     const auto sums = [&](int64_t offset) { return carved<int64_t>(call.workspace, offset); };
-    const auto count = [&](int multiple, int64_t before) {
-        launch("write_lengths", write_lengths, Grid{ceil_div(call.queries + 1, 256)}, 256, 0, stream, call.queries,
-               multiple, Global<const int64_t>(call.length, call.users),
-               Global<const int64_t>(call.query_to_user, call.queries),
-               Global<int64_t>(sums(work.lengths), call.queries + 1));
-        exclusive_scan(sums(work.lengths), call.queries + 1, sums(work.tile_sums), sums(before), stream);
-    };
-    count(1, work.pair_first);
-    if (sizes.folded) count(rows, work.slot_first);
-    with_math(call, [&](auto math) {
-        using Math = decltype(math);
-        using S = typename Math::Storage;
-        if (call.query.ids[0].data)
-            launch("gather_query", gather_query<S>, Grid{ceil_div(call.queries * call.dim, 256)}, 256, 0, stream,
-                   TableRows<S>{call.query, call.queries, false}, call.queries, call.dim,
-                   Global<S>(carved<S>(call.workspace, work.query), call.queries * call.dim));
-        launch("query_constants", query_constants<Math>, Grid{ceil_div(call.queries, kRowsPerWarp)}, 32,
-               size_t(kRowsPerWarp * sizes.stride[0] * sizes.element_bytes), stream,
-               Global<const S>(query_of<S>(call, work), call.queries * call.dim), call.queries, sizes,
-               Global<const uint32_t>(words(work.query_matrix), packed_sizes(sizes, call.dim, sizes.width[0]).words),
-               Global<const float>(params, sizes.padded[0]),
-               Global<float>(carved<float>(call.workspace, work.constants), call.queries * sizes.padded[0]));
-    });
+    launch("write_lengths", write_lengths, Grid{ceil_div(call.queries + 1, 256)}, 256, 0, stream, call.queries,
+           multiple, Global<const int64_t>(call.length, call.users),
+           Global<const int64_t>(call.query_to_user, call.queries),
+           Global<int64_t>(sums(work.lengths), call.queries + 1));
+    exclusive_scan(sums(work.lengths), call.queries + 1, sums(work.tile_sums), sums(before), stream);
+}
+
+template <typename Math>
+void prepare_constants(const LocalActivation& call, const Sizes& sizes, const Workspace& work, Stream stream) {
+    using S = typename Math::Storage;
+    if (call.query.ids[0].data)
+        launch("gather_query", gather_query<S>, Grid{ceil_div(call.queries * call.dim, 256)}, 256, 0, stream,
+               TableRows<S>{call.query, call.queries, false}, call.queries, call.dim,
+               carved_array<S>(call.workspace, work.query, call.queries * call.dim));
+    launch("candidate_constants", candidate_constants<Math>, Grid{ceil_div(call.queries, kRowsPerWarp)}, 32,
+           size_t(kRowsPerWarp * sizes.stride[0] * sizes.element_bytes), stream, query_of<S>(call, work), call.queries,
+           sizes, packed_array(call, sizes, work.weights.weight_q, call.dim, sizes.width[0]),
+           carved_array<const float>(call.workspace, work.params, sizes.padded[0]),
+           carved_array<float>(call.workspace, work.constants, call.queries * sizes.padded[0]));
+}
+
+}  // namespace
+
+void prepare(const LocalActivation& call, const Sizes& sizes, const Workspace& work, int rows, Stream stream) {
+    pack_weights(call, sizes, work.weights, false, stream);
+    prepare_params(call, sizes, work, stream);
+    count_pairs(call, work, 1, work.pair_first, stream);
+    if (sizes.folded) count_pairs(call, work, rows, work.slot_first, stream);
+    with_math(call, [&](auto math) { prepare_constants<decltype(math)>(call, sizes, work, stream); });
 }
 
 }  // namespace din_kernels::cuda

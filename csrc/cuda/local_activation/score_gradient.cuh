@@ -6,8 +6,11 @@
 
 namespace din_kernels::cuda {
 
-// Sums of 2 kCount values over the lanes: lane l gets that of values[l % (2 kCount)] in values[0]. Lanes halve the
-// values that they hold at every exchange, so that 16 values take 16 exchanges in place of 5 each.
+// Sums 2 kCount values over the lanes; lane l gets the sum of values[l % (2 kCount)] in values[0]. Lanes halve the
+// values that they hold at every exchange, so that 16 values take 16 exchanges in place of 5 each:
+//
+//   lanes 0 .. 7    v0 .. v15  ->  v0 .. v7   ->  v0 .. v3   ->  ...      (with lane ^ 8, then ^ 4, ^ 2, ^ 1)
+//   lanes 8 .. 15   v0 .. v15  ->  v8 .. v15  ->  ...
 template <int kCount, int kValues>
 __device__ void sum_values(float (&values)[kValues]) {
     if constexpr (kCount == 0) {
@@ -23,14 +26,15 @@ __device__ void sum_values(float (&values)[kValues]) {
     }
 }
 
-// w and ds of the warp's rows; 0 for rows that only count in Dice's statistics. Under softmax ds comes in place of the
-// score, for SoftmaxResidual. dw of all rows first, then a lane per row.
+// w and ds of the warp's rows, 0 for rows without a weight. Under softmax ds comes in place of the score, where
+// SoftmaxResidual takes it.
 template <typename S, bool kFolded>
-__device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardShared& shared, const Shared<S>& keys,
+__device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardShared& shared, const Shared<S>& history,
                            const Shared<int>& candidates, const Shared<int64_t>& source_rows,
                            const Shared<float>& score, int64_t slot) {
     const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * kRowsPerWarp;
     const int dim = call.weights.sizes.dim, stride = call.weights.sizes.stride[0];
+    // dw = <g, k> of all rows, the lanes side by side along a row.
     float dws[kRowsPerWarp] = {};
     const auto multiply = [&](auto width) {
         constexpr int kWidth = decltype(width)::value;
@@ -40,21 +44,22 @@ __device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardS
                 const int64_t i = candidates[first + row];
                 if (i < 0) continue;
                 const auto g = call.grad_pooled.template load<kWidth>(i * dim + d);
-                const auto k = keys.template load<kWidth>((first + row) * stride + d);
+                const auto k = history.template load<kWidth>((first + row) * stride + d);
                 for (int e = 0; e < kWidth; ++e) dws[row] = fmaf(widen(g.at[e]), widen(k.at[e]), dws[row]);
             }
     };
-    if (call.pairs)
+    if (call.by_two)
         multiply(std::integral_constant<int, 2>{});
     else
         multiply(std::integral_constant<int, 1>{});
     sum_values<kRowsPerWarp / 2>(dws);
     float dw = dws[0];
+    // w and ds, a lane per row.
     if (lane < kRowsPerWarp) {
         const int row = first + lane;
         const int64_t i = candidates[row];
         float w = 0.0f, ds = 0.0f;
-        if (i >= 0 && call.loader.pairs.counts(source_rows[row])) {
+        if (i >= 0 && call.loader.pairs.has_weight(source_rows[row])) {
             if (call.grad_pair_weights) {
                 const int64_t position = slot + row - call.loader.pairs.slots.before(i);
                 dw += call.grad_pair_weights[call.pair_begin[i] + position];
@@ -70,9 +75,9 @@ __device__ void weigh_rows(const BackwardCall<S, kFolded>& call, const BackwardS
 
 // Over a candidate's rows sum_t w_t (dw_t - dot) is 0. But dot is made of pooled as forward rounded it to S, and its
 // error would add up in the gradients of the last layer, sums over terms that cancel. So the candidate's last tile
-// takes what the sum is, in proportion to w: where a history lies in one tile, that is the exact dot. A history that
-// several blocks share is left alone: no block has the sum, and a pooled row of so many k is small beside each, as is
-// its rounding.
+// takes off what the sum is in place of 0, in proportion to w: where a history lies in one tile, that gives the exact
+// dot. A history that several blocks share is left alone: no block has the sum, and a pooled row of so many k is small
+// beside each of them, as is its rounding.
 template <typename S, bool kFolded>
 struct SoftmaxResidual {
     const BackwardCall<S, kFolded>& call;
@@ -80,7 +85,7 @@ struct SoftmaxResidual {
     int64_t candidate = -1;
     float sum = 0;  // of ds over the candidate's rows so far
 
-    // ds [rows] from `rough` [rows], all that the tile's warps left there.
+    // ds [rows] from `rough` [rows], which all warps of the tile have written.
     __device__ void take(const Shared<int>& candidates, const Shared<float>& weight, const Shared<float>& rough,
                          const Shared<float>& ds, int64_t slot, int valid) {
         __syncthreads();

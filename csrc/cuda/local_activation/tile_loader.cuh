@@ -1,16 +1,39 @@
-// Which pairs a tile holds, and how their rows come into shared memory.
+// The loader brings the pairs of a tile and the rows of their behaviours into shared memory.
+//
+// With two stages the next tile is on its way while the present one is computed:
+//
+//   stage 0   | fetch tile 0 | wait | compute tile 0     |      | fetch tile 2 ...
+//   stage 1   |              | fetch tile 1 . . . . . .  | wait | compute tile 1 ...
+//
+// fetch finds the candidate of every row of the tile in a window of candidates. The window begins at the cursor, the
+// candidate of the last pair fetched, and has an entry per row and one more:
+//
+//   window[at] = first slot of candidate cursor + at, counted from the tile's first slot and clamped to 0 .. rows
+//
+//   candidate   cursor   +1       +2  +3 (empty)   +4
+//   window      0        3        5   9            9
+//   rows        0  1  2  3  4     5 6 7 8          9 10 ...
+//
+// Row 6 belongs to the last candidate whose entry is at most 6, here cursor + 2.
 #pragma once
 
 #include "common/accessors.cuh"
 #include "common/table_rows.cuh"
-#include "local_activation/plan.h"
+#include "local_activation/schedule.cuh"
 
 namespace din_kernels::cuda {
 
-// Threads, a power of two of them, over rows of pieces without a division by the number of pieces: the next power of
-// two of them stands side by side in a row, if there are so many. A thread takes kBatch of its rows at once: all their
-// loads come before the first store, which they could not pass, since shared arrays may overlap for all that a compiler
-// knows.
+// Deals rows of `pieces` pieces to a power of two of threads without a division by the number of pieces: the next power
+// of two of threads stands side by side in a row, if there are so many. With 3 pieces and 16 threads, 4 threads share a
+// row and the last of them has nothing to do:
+//
+//             pieces 0 1 2 -
+//   row 0  threads   0 1 2 3
+//   row 1            4 5 6 7
+//   row 2            8 9 . .
+//
+// A thread takes kBatch of its rows at once, all loads before the first store: a load cannot pass a store, since shared
+// arrays may overlap for all that a compiler knows.
 struct RowThreads {
     static constexpr int kBatch = 4;
     int threads, log_pieces;
@@ -18,10 +41,10 @@ struct RowThreads {
     __device__ RowThreads(int pieces, int threads) : threads(threads) {
         log_pieces = 32 - __clz((pieces < threads ? pieces : threads) - 1);
     }
-    // Rows, and pieces of a row, that the threads take at once.
+    // All threads together take this many rows, and this many pieces of a row, at once.
     __device__ int rows() const { return threads >> log_pieces; }
     __device__ int pieces() const { return 1 << log_pieces; }
-    // A thread's first row and piece, and how many of all `rows` are its own.
+    // A thread's first row and piece, and its number of the `rows`.
     __device__ int row(int thread) const { return thread >> log_pieces; }
     __device__ int piece(int thread) const { return thread & (pieces() - 1); }
     __device__ int count(int thread, int rows) const {
@@ -33,8 +56,8 @@ struct RowThreads {
 template <typename S>
 struct TableRows {
     RowTables tables;
-    int64_t entries;  // of the ids
-    bool vector;      // all rows can be copied 16 bytes at a time
+    int64_t entries;   // of the ids
+    bool by_16_bytes;  // all rows can be copied 16 bytes at a time
 
     __device__ int64_t row_of(int table, int64_t at) const {
         return tables.ids[table].data ? IdArray{tables.ids[table], entries}[at] : at;
@@ -44,101 +67,17 @@ struct TableRows {
     }
 };
 
-// The slots of a launch, one candidate's behind the other's. A candidate has one per pair or, folded, whole tiles.
-struct Slots {
-    int64_t begin, end;           // candidates of the launch
-    Global<const int64_t> first;  // [Q + 1]: slots before each candidate
-
-    __device__ int64_t before(int64_t candidate) const { return first[candidate] - first[begin]; }
-    __device__ int64_t total() const { return before(end); }
-    // Where a candidate's rows begin and end in a tile of `valid` rows from `slot` on.
-    __device__ int first_row(int64_t candidate, int64_t slot) const {
-        const int64_t first = before(candidate) - slot;
-        return first > 0 ? int(first) : 0;
-    }
-    __device__ int last_row(int64_t candidate, int64_t slot, int valid) const {
-        const int64_t last = before(candidate + 1) - slot;
-        return last < valid ? int(last) : valid;
-    }
-};
-
-inline Slots slots_of(const LocalActivation& call, const UnitWorkspace& work, Chunk chunk) {
-    return {chunk.begin, chunk.end,
-            Global<const int64_t>(carved<int64_t>(call.workspace, work.slot_first), call.queries + 1)};
-}
-
-// Candidates, histories and pairs of a call.
-struct Pairs {
-    Slots slots;
-    Global<const int64_t> begin;          // [U]
-    Global<const int64_t> length;         // [U]
-    Global<const int64_t> row_index;      // [capacity] or null
-    Global<const bool> row_mask;          // [M] or null; false: counts in Dice's statistics and nowhere else
-    Global<const int64_t> query_to_user;  // [Q] or null
-
-    __device__ int64_t user(int64_t candidate) const { return query_to_user ? query_to_user[candidate] : candidate; }
-    // Row of the pair at `position` of the candidate's history.
-    __device__ int64_t row(int64_t position, int64_t candidate) const {
-        const int64_t at = begin[user(candidate)] + position;
-        return row_index ? row_index[at] : at;
-    }
-    // Whether a row has a weight.
-    __device__ bool counts(int64_t row) const { return !row_mask || row_mask[row]; }
-    // The candidate among from .. end that `slot` belongs to.
-    __device__ int64_t find(int64_t slot, int64_t from) const {
-        int64_t low = from, high = slots.end;  // before(low) <= slot < before(high)
-        while (high - low > 1) {
-            const int64_t middle = (low + high) / 2;
-            if (slots.before(middle) <= slot)
-                low = middle;
-            else
-                high = middle;
-        }
-        return low;
-    }
-};
-
-// A block's share of the slots: whole tiles, in order, so that a candidate lies in consecutive blocks.
-struct Range {
-    int64_t begin, end;
-    int64_t per_block;  // slots of a block but the last
-
-    __device__ Range(int64_t slots, int rows, int64_t block, int64_t blocks) {
-        const int64_t tiles = (slots + rows - 1) / rows;
-        per_block = (tiles + blocks - 1) / blocks * rows;
-        begin = block * per_block < slots ? block * per_block : slots;
-        end = begin + per_block < slots ? begin + per_block : slots;
-    }
-    // Whether a candidate's first slot lies in the block, and whether its last one does.
-    __device__ bool begins(const Slots& slots, int64_t candidate) const { return slots.before(candidate) >= begin; }
-    __device__ bool ends(const Slots& slots, int64_t candidate) const { return slots.before(candidate + 1) <= end; }
-};
-
-// The blocks that hold slots of a candidate: from .. to, none where to < from.
-struct BlocksOf {
-    int64_t from = 0, to = -1;
-
-    __device__ BlocksOf(const Slots& slots, int64_t candidate, int rows, int64_t blocks) {
-        const int64_t begin = slots.before(candidate), end = slots.before(candidate + 1);
-        if (begin == end) return;
-        const Range range(slots.total(), rows, 0, blocks);
-        from = begin / range.per_block, to = (end - 1) / range.per_block;
-    }
-    __device__ bool none() const { return to < from; }
-    __device__ bool one() const { return to == from; }
-    // Of the two partials of a block, that of a candidate which began before it, or of one that goes on behind it.
-    __device__ int64_t partial(int64_t block) const { return 2 * block + (block == from ? 1 : 0); }
-};
-
 // The tiles of a block in shared memory. Every thread of the block calls every function.
 template <typename S, bool kFolded>
 struct TileLoader {
     Pairs pairs;
     TableRows<S> source;
     int dim, stride, rows, threads;
-    uint32_t keys, key_bytes, candidate, row, window;
+    uint32_t history, history_bytes, candidate, row, window;
 
-    __device__ Shared<S> keys_of(int stage) const { return Shared<S>(keys + stage * key_bytes, rows * stride); }
+    __device__ Shared<S> history_of(int stage) const {
+        return Shared<S>(history + stage * history_bytes, rows * stride);
+    }
     __device__ Shared<int> candidates_of(int stage) const {
         return Shared<int>(candidate + stage * uint32_t(rows) * 4, rows);
     }
@@ -146,18 +85,20 @@ struct TileLoader {
         return Shared<int64_t>(row + stage * uint32_t(rows) * 8, rows);
     }
 
-    // Starts to bring slots slot .. end, at most `rows`; rows without a pair become zeros of candidate -1. `cursor` is
-    // the candidate of the last pair fetched, or of `slot` at first.
+    // Starts to bring the slots slot .. end, at most `rows` of them; rows without a pair become zeros of candidate -1.
+    // `cursor` is the candidate of the last pair fetched, and at first that of `slot`.
     __device__ void fetch(int64_t slot, int64_t end, int stage, int64_t& cursor) const {
         const Shared<int> firsts(window, rows + 1);
         const Shared<int> candidates = candidates_of(stage);
         const Shared<int64_t> source_rows = rows_of(stage);
         const Slots& slots = pairs.slots;
+        // The window.
         for (int at = int(threadIdx.x); at <= rows; at += threads) {
             const int64_t i = cursor + at, first = slots.before(i < slots.end ? i : slots.end) - slot;
             firsts.store(at, first < 0 ? 0 : first < rows ? int(first) : rows);
         }
         __syncthreads();
+        // Candidate and source row of every row of the tile.
         for (int at = int(threadIdx.x); at < rows; at += threads) {
             const int64_t mine = slot + at;
             int64_t i = -1, row = -1;
@@ -174,11 +115,11 @@ struct TileLoader {
         }
         __syncthreads();
         cursor = candidates[valid(slot, end, candidates) - 1];
-        copy_rows(source_rows, keys_of(stage));
+        copy_rows(source_rows, history_of(stage));
         ptx::commit_copies();
     }
 
-    // Pairs in the tile's first rows; behind them are none.
+    // The tile's first `valid` rows have pairs, the others none.
     __device__ int valid(int64_t slot, int64_t end, const Shared<int>& candidates) const {
         int64_t left = end - slot;
         if (kFolded) {
@@ -189,8 +130,7 @@ struct TileLoader {
     }
 
  private:
-    // The candidate of slot + at. Most of a tile lie in the window from `cursor` on, whose first slots, counted from
-    // the tile's, are `firsts`; many empty histories can push them out.
+    // The candidate of slot + at. It lies in the window `firsts`, unless many empty histories have pushed it out.
     __device__ int64_t candidate_at(int64_t slot, int at, const Shared<int>& firsts, int64_t cursor) const {
         if (firsts[rows] <= at) return pairs.find(slot + at, cursor + rows);
         int low = 0, high = rows;
@@ -204,49 +144,59 @@ struct TileLoader {
         return cursor + low;
     }
 
+    // The tables' rows side by side, each thread some pieces of some rows.
     __device__ void copy_rows(const Shared<int64_t>& source_rows, const Shared<S>& to) const {
         constexpr int kPiece = int(16 / sizeof(S));
         int column = 0;
         for (int k = 0; k < source.tables.tables; ++k) {
             const int width = int(source.tables.width[k]);
-            const Global<const S> table = source.table(k);
-            const int pieces = source.vector ? width / kPiece : width, mine = int(threadIdx.x);
-            const RowThreads split(pieces, threads);
-            const int count = split.count(mine, rows);
-            for (int piece = split.piece(mine); piece < pieces; piece += split.pieces())
-                for (int n = 0; n < count; n += RowThreads::kBatch) {
-                    const int first = split.row(mine) + n * split.rows();
-                    const int at = first * stride + column + piece * (source.vector ? kPiece : 1);
-                    int64_t entry[RowThreads::kBatch], from[RowThreads::kBatch];
-#pragma unroll
-                    for (int b = 0; b < RowThreads::kBatch; ++b)
-                        entry[b] = n + b < count ? source_rows[first + b * split.rows()] : -1;
-#pragma unroll
-                    for (int b = 0; b < RowThreads::kBatch; ++b)
-                        from[b] = entry[b] < 0 ? 0 : source.row_of(k, entry[b]) * width;
-                    if (source.vector) {
-#pragma unroll
-                        for (int b = 0; b < RowThreads::kBatch; ++b)
-                            if (n + b < count)
-                                copy_async_16(to, at + b * split.rows() * stride, table, from[b] + piece * kPiece,
-                                              entry[b] < 0 ? 0 : kPiece);
-                    } else {
-                        S value[RowThreads::kBatch];
-#pragma unroll
-                        for (int b = 0; b < RowThreads::kBatch; ++b)
-                            value[b] = entry[b] < 0 ? S{} : table[from[b] + piece];
-#pragma unroll
-                        for (int b = 0; b < RowThreads::kBatch; ++b)
-                            if (n + b < count) to.store(at + b * split.rows() * stride, value[b]);
-                    }
-                }
+            if (source.by_16_bytes)
+                copy_table<kPiece>(k, width, column, source_rows, to);
+            else
+                copy_table<1>(k, width, column, source_rows, to);
             column += width;
         }
     }
+
+    // Columns of table k, `width` of them, to the tile's columns from `column` on, kPiece elements at a time.
+    template <int kPiece>
+    __device__ __forceinline__ void copy_table(int k, int width, int column, const Shared<int64_t>& source_rows,
+                                               const Shared<S>& to) const {
+        constexpr int kBatch = RowThreads::kBatch;
+        const Global<const S> table = source.table(k);
+        const int pieces = width / kPiece, mine = int(threadIdx.x);
+        const RowThreads split(pieces, threads);
+        const int count = split.count(mine, rows);
+        for (int piece = split.piece(mine); piece < pieces; piece += split.pieces())
+            for (int n = 0; n < count; n += kBatch) {
+                const int first = split.row(mine) + n * split.rows();
+                const int at = first * stride + column + piece * kPiece;
+                int64_t entry[kBatch], from[kBatch];
+#pragma unroll
+                for (int b = 0; b < kBatch; ++b) entry[b] = n + b < count ? source_rows[first + b * split.rows()] : -1;
+#pragma unroll
+                for (int b = 0; b < kBatch; ++b) from[b] = entry[b] < 0 ? 0 : source.row_of(k, entry[b]) * width;
+                if constexpr (kPiece > 1) {
+#pragma unroll
+                    for (int b = 0; b < kBatch; ++b)
+                        if (n + b < count)
+                            copy_async_16(to, at + b * split.rows() * stride, table, from[b] + piece * kPiece,
+                                          entry[b] < 0 ? 0 : kPiece);
+                } else {
+                    S value[kBatch];
+#pragma unroll
+                    for (int b = 0; b < kBatch; ++b) value[b] = entry[b] < 0 ? S{} : table[from[b] + piece];
+#pragma unroll
+                    for (int b = 0; b < kBatch; ++b)
+                        if (n + b < count) to.store(at + b * split.rows() * stride, value[b]);
+                }
+            }
+    }
 };
 
-// body(stage, slot) for every tile of the block's range, while the next one is on its way. Inlined, as the body should
-// be: a function that gets a kernel's parameters by reference gets a copy of them in local memory.
+// Calls body(stage, slot) for every tile of the block's range, while the next one is on its way. The function is
+// inlined, as the body should be: a function that gets a kernel's parameters by reference gets a copy of them in local
+// memory.
 template <typename S, bool kFolded, typename Body>
 __device__ __forceinline__ void for_tiles(const TileLoader<S, kFolded>& loader, const Range& range, int stages,
                                           const Body& body) {
@@ -273,27 +223,20 @@ __device__ __forceinline__ void for_tiles(const TileLoader<S, kFolded>& loader, 
 }
 
 template <typename S, bool kFolded>
-TileLoader<S, kFolded> tile_loader(const LocalActivation& call, const UnitSizes& sizes, const TileShared& tile,
-                                   const UnitWorkspace& work) {
-    bool vector = true;
+TileLoader<S, kFolded> tile_loader(const LocalActivation& call, const Sizes& sizes, const TileShared& tile,
+                                   const Workspace& work) {
+    bool by_16_bytes = true;
     for (int k = 0; k < call.rows.tables; ++k)
-        vector &= call.rows.width[k] * sizeof(S) % 16 == 0 && reinterpret_cast<uintptr_t>(call.rows.data[k]) % 16 == 0;
-    const Pairs pairs{
-        slots_of(call, work, {0, call.queries}),
-        Global<const int64_t>(call.begin, call.users),
-        Global<const int64_t>(call.length, call.users),
-        Global<const int64_t>(call.row_index, call.capacity),
-        Global<const bool>(call.row_mask, call.rows_count),
-        Global<const int64_t>(call.query_to_user, call.queries),
-    };
-    return {pairs,
-            {call.rows, call.rows_count, vector},
+        by_16_bytes &=
+            call.rows.width[k] * sizeof(S) % 16 == 0 && reinterpret_cast<uintptr_t>(call.rows.data[k]) % 16 == 0;
+    return {pairs_of(call, work),
+            {call.rows, call.rows_count, by_16_bytes},
             sizes.dim,
             sizes.stride[0],
             tile.rows,
             32 * tile.warps,
-            uint32_t(tile.keys),
-            uint32_t(tile.key_bytes),
+            uint32_t(tile.history),
+            uint32_t(tile.history_bytes),
             uint32_t(tile.candidate),
             uint32_t(tile.row),
             uint32_t(tile.window)};

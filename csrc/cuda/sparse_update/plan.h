@@ -5,10 +5,10 @@
 
 namespace din_kernels::cuda {
 
-// Entries, in the order of groups, that one warp sums ahead for groups longer than this: a row that is in every sample
-// (a small table) is then summed by many warps.
+// One warp sums this many entries, in the order of groups, ahead for the groups that are longer. So a row that is in
+// every sample (of a small table) is summed by many warps.
 constexpr int64_t kUpdateChunk = 64;
-constexpr int kUpdateThreads = 256;
+constexpr int kUpdateThreads = 256, kUpdateWarps = kUpdateThreads / 32;
 
 struct SparseUpdatePlan {
     UniquePlan unique;

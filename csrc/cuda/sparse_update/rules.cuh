@@ -12,7 +12,8 @@ struct Rule {
     bool maximize, decoupled;
 };
 
-// Sign and regularizer: g of element w of a row with n_j = count (0: none), and the weight where it shrinks by itself.
+// g of element w, with the sign of the step and the regularizer of a row with n_j = count (0: no regularizer). A
+// decoupled regularizer shrinks w itself.
 __device__ inline float regularized(const Rule& rule, float g, float& w, float count) {
     if (rule.maximize) g = -g;
     if (count > 0.0f) {
@@ -25,7 +26,8 @@ __device__ inline float regularized(const Rule& rule, float g, float& w, float c
     return g;
 }
 
-// The new weight; first and second are updated in place. Row-wise Adagrad brings its row's state, already updated.
+// Returns the new weight and updates first and second in place. Row-wise Adagrad brings the state of its row, already
+// updated, as first.
 __device__ inline float stepped(const Rule& rule, float w, float g, float& first, float& second) {
     switch (rule.rule) {
         case UpdateRule::kSgd:

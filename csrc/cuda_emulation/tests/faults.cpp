@@ -1,5 +1,5 @@
-// Small kernels, each right but for one planted fault. `faults NAME` runs one and prints what the emulation says, or
-// "passed"; `faults NAME fixed` runs it with the fault taken out.
+// Small kernels, each of which is right but for one planted fault. `faults NAME` runs one and prints what the emulation
+// says, or "passed"; `faults NAME fixed` runs it with the fault taken out.
 #include <cstdio>
 #include <map>
 #include <string>
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kThreads = 64;
 
-// [kThreads], initialized, so that a race is not first seen as an uninitialized read.
+// An array [kThreads] that is initialized, so that a race is not first seen as an uninitialized read.
 Shared<float> initialized() {
     const Shared<float> values(0, kThreads);
     values.store(int(threadIdx.x), 0.0f);

@@ -1,8 +1,9 @@
-// slots <blocks> <length of each candidate's history>...: the unit's pairs cut into tiles and blocks, as text:
+// slots <blocks> <length of each candidate's history>... prints how the pairs of the unit are cut into tiles and
+// blocks:
 //   total <pairs>
 //   block <begin> <end> <candidate and row of the block's first pair> <of the last pair of its first tile>
 //   candidate <first block> <last block>
-// No table is read, so that lengths may be any.
+// No table is read, so lengths may be of any size.
 #include <cstdlib>
 #include <iostream>
 #include <vector>

@@ -1,6 +1,6 @@
 """CUDA C++ kernels for GPU tensors, or, with DIN_KERNELS_CUDA_EMULATE=1, the same kernels emulated on CPU tensors.
 
-Not verified on hardware: the kernels have run on the emulation alone, so they serve only where they are asked for.
+They serve only where they are asked for; docs/cuda.md says what has run on hardware.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from din_kernels import config
 from din_kernels.backends import Request
 
-REMARK = "not verified on hardware, so use_backend('cuda') alone chooses it; no kernel for float64"
+REMARK = "use_backend('cuda') alone chooses it, see docs/cuda.md; no kernel for float64"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -14,7 +14,9 @@ def features_of(q: torch.Tensor, k: torch.Tensor, features: str) -> torch.Tensor
         return torch.cat([q, k, q - k, q * k], -1)
     if features == "product":
         return torch.cat([q, k, q * k], -1)
-    return torch.cat([q, k, (q.unsqueeze(-1) * k.unsqueeze(-2)).flatten(-2)], -1)
+    if features == "outer":
+        return torch.cat([q, k, (q.unsqueeze(-1) * k.unsqueeze(-2)).flatten(-2)], -1)
+    raise ValueError(f"features must be one of the sets above, got {features!r}")
 
 
 def activate(z: torch.Tensor, activation: str, params: dict) -> tuple[torch.Tensor, tuple | None]:
@@ -32,7 +34,9 @@ def activate(z: torch.Tensor, activation: str, params: dict) -> tuple[torch.Tens
             z, params["alpha"], params.get("mean"), params.get("var"), params["training"], params["eps"], None
         )
         return y, tuple(statistics) if params["training"] else None
-    return z, None
+    if activation == "identity":
+        return z, None
+    raise ValueError(f"activation must be one of the functions above, got {activation!r}")
 
 
 def pair_index(begin, length, row_index, query_to_user, queries):

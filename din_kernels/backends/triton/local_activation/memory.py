@@ -2,7 +2,7 @@
 
 What Triton's compiler keeps there, found from compiled kernels: every matrix of weights whose product is made in the
 loop, of 16 bits and in TF32 a second time where the backward multiplies by its transpose in another layout; rows,
-activations and gradients of a tile on their way to a product, at most twice at once. benchmarks/triton_cubins.py holds
+activations and gradients of a tile on their way to a product, at most twice at once. tools/triton_cubins.py holds
 the bound against what it compiles.
 """
 
