@@ -222,7 +222,7 @@ TYPICAL_OPTIONS: dict[str, Any] = {
     "stats": "valid",
     "layout": "packed",
     "query_widths": (64,),
-    "row_widths": (64,),
+    "history_widths": (64,),
     "hidden": (80, 40),
     "backward": True,
 }

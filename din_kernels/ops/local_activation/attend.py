@@ -112,7 +112,7 @@ def _request(call: LocalActivationCall, layers: Layers, layout: Rows, stats: str
         "stats": stats,
         "layout": "packed" if layout.width is None else "padded" if layout.row_index is None else "masked",
         "query_widths": sizes(call.query_tables, 1),
-        "row_widths": sizes(call.history_tables, 1),
+        "history_widths": sizes(call.history_tables, 1),
         "hidden": sizes(call.weights[:-1], 0),
         "backward": torch.is_grad_enabled(),
     }

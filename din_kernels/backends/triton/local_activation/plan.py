@@ -23,7 +23,7 @@ def refuses(request: Request) -> str | None:
     options = request.options
     if options["dice_training"] == "some":
         return "either all or none of the Dice layers must take batch statistics, got some"
-    sizes = (options[name] for name in ("query_widths", "row_widths", "hidden"))
+    sizes = (options[name] for name in ("query_widths", "history_widths", "hidden"))
     return refuses_tensors(request) or refuses_sizes(*sizes, request.dtype, request.device, options["backward"])
 
 
