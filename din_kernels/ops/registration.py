@@ -36,9 +36,9 @@ def register(op: str, call: type, check: Callable[[Any], None], fake: Callable[[
 
 def register_backward(
     op: str,
-    call: type,
-    saved: type,
-    grads: type,
+    call: type[Any],
+    saved: type[Any],
+    grads: type[Any],
     fake: Callable[[Any, Any, Any], Any],
     setup_context: Callable[..., None],
     formula: Callable[..., tuple],
