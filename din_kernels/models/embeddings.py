@@ -10,7 +10,7 @@ Joined     all ids of a table in one call of its module, whose rows are cut apar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -45,8 +45,12 @@ class Embeddings(nn.ModuleDict):
 
     def reset_parameters(self) -> None:
         """Initializes the tables anew."""
-        for table in self.values():
-            nn.init.normal_(table.weight, std=self.std)
+        for name in self:
+            nn.init.normal_(self.table(name).weight, std=self.std)
+
+    def table(self, name: str) -> nn.Embedding:
+        """The table `name`."""
+        return cast(nn.Embedding, self[name])
 
     def lookups(self, inputs: dict[str, Any]) -> Lookups:
         """How a forward on `inputs` (see `inputs_of`) reads the tables."""
@@ -141,7 +145,7 @@ class Separate(Lookups):
 
     def weight(self, table: str) -> torch.Tensor:
         """The table's weight for one more use; gradients of all uses arrive at it as one."""
-        module = self.tables[table]
+        module = self.tables.table(table)
         joins = module.sparse and module.weight.requires_grad and torch.is_grad_enabled()
         if not joins or torch.compiler.is_compiling():  # traced: an exported forward, which has no backward
             return module.weight
@@ -151,11 +155,11 @@ class Separate(Lookups):
         return next(self._uses[table], module.weight)
 
     def rows(self, group, name, table, ids):
-        return functional.embedding(ids, self.weight(table), sparse=self.tables[table].sparse)
+        return functional.embedding(ids, self.weight(table), sparse=self.tables.table(table).sparse)
 
     def bags(self, group, name, table, ids, offsets, mode, shares=None):
         weight = self.weight(table)
-        options = {"mode": mode, "sparse": self.tables[table].sparse, "include_last_offset": True}
+        options = {"mode": mode, "sparse": self.tables.table(table).sparse, "include_last_offset": True}
         shares = None if shares is None else shares.to(weight.dtype)
         return functional.embedding_bag(ids, weight, offsets, per_sample_weights=shares, **options)
 
@@ -163,7 +167,7 @@ class Separate(Lookups):
         """Rows by id, which the unit fetches itself; copied out where a behaviour has several ids of one field, and
         where tables differ in dtype."""
         columns = [field_of(group, name, ids) for name in fields]
-        modules = [self.tables[table] for table in fields.values()]
+        modules = [self.tables.table(table) for table in fields.values()]
         copied = any(isinstance(each, Jagged) for each in columns) or len({each.weight.dtype for each in modules}) > 1
         if copied:
             return super().history(group, fields, ids)
@@ -184,12 +188,12 @@ class _Uses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        grads = [grad for grad in grads if grad is not None]
-        if len(grads) < 2 or not all(grad.is_sparse for grad in grads):
-            return sum(grads[1:], grads[0]) if grads else None, None
-        ids = torch.cat([grad._indices() for grad in grads], 1)
-        rows = torch.cat([grad._values() for grad in grads])
-        return torch.sparse_coo_tensor(ids, rows, grads[0].shape, check_invariants=False), None
+        given = [grad for grad in grads if grad is not None]
+        if len(given) < 2 or not all(grad.is_sparse for grad in given):
+            return sum(given[1:], given[0]) if given else None, None
+        ids = torch.cat([grad._indices() for grad in given], 1)
+        rows = torch.cat([grad._values() for grad in given])
+        return torch.sparse_coo_tensor(ids, rows, given[0].shape, check_invariants=False), None
 
 
 class Joined(Lookups):

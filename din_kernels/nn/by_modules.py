@@ -18,7 +18,6 @@ from din_kernels.ops.autocast import without_autocast
 from din_kernels.ops.local_activation import Attended
 from din_kernels.ops.local_activation.checks import check_rows
 from din_kernels.ops.local_activation.histories import (
-    Pairs,
     check_statistics,
     in_autocast_dtype,
     pair_layout,
@@ -79,7 +78,7 @@ def attend_by_modules(unit, reason: str, query, history, query_to_user, return_w
     q = (query.rows() if isinstance(query, Gather) else query).to(compute)
     rows = (history.rows() if isinstance(history, Gather) else layout.source.tables[0]).to(compute)
     queries = q.shape[0]
-    pairs = pair_layout(layout, query_to_user, queries, total_pairs) if return_weights else Pairs(None, 0)
+    pairs = pair_layout(layout, query_to_user, queries, total_pairs) if return_weights else None
     candidate, position, row = reference.pair_index(
         layout.begin, layout.length, layout.row_index, query_to_user, queries
     )
@@ -90,11 +89,11 @@ def attend_by_modules(unit, reason: str, query, history, query_to_user, return_w
             hidden = activation(linear(hidden))
         scores = unit.scale * unit.linears[-1](hidden).squeeze(-1)
         if layout.row_mask is not None:
-            counts = layout.row_mask[row]
-            candidate, position, k, scores = candidate[counts], position[counts], k[counts], scores[counts]
+            valid = layout.row_mask[row]
+            candidate, position, k, scores = candidate[valid], position[valid], k[valid], scores[valid]
         w = reference.normalized(scores, candidate, queries, unit.normalize)
-        pooled, weights = reference.pool(w, k, candidate, position, queries, *pairs)
+        pooled, weights = reference.pool(w, k, candidate, position, queries, *(pairs or (None, 0)))
     pooled, weights = pooled.to(query.dtype), weights.to(query.dtype)
-    if return_weights:
+    if pairs is not None:
         weights = weights_in_layout(weights, history, layout, pairs.begin, query_to_user, queries)
-    return Attended(pooled, weights if return_weights else None, [])
+    return Attended(pooled, weights if pairs is not None else None, [])

@@ -54,7 +54,7 @@ def clip_grad_norm_(
         if parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
         gradients.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
-    norm = torch.nn.utils.get_total_norm(gradients, norm_type, error_if_nonfinite)
+    norm = torch.nn.utils.get_total_norm(gradients, float(norm_type), error_if_nonfinite)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(scale.to(gradient.device))
