@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from din_kernels import checks
 
@@ -64,7 +65,14 @@ class Jagged:
     def to(self, *args, **kwargs) -> Jagged:
         """As `torch.Tensor.to`: a dtype applies to values alone, a device to both."""
         values = self.values.to(*args, **kwargs)
-        return Jagged._trusted(values, self.offsets.to(values.device))
+        return Jagged._trusted(values, self.offsets.to(values.device, non_blocking=non_blocking(args, kwargs)))
+
+    def pin_memory(self) -> Jagged:
+        """In pinned memory, for copies that do not wait; a DataLoader with pin_memory=True calls it."""
+        return Jagged._trusted(self.values.pin_memory(), self.offsets.pin_memory())
+
+    def __reduce__(self):
+        return Jagged, (self.values, self.offsets)
 
     @classmethod
     def from_lengths(cls, values: torch.Tensor, lengths: torch.Tensor) -> Jagged:
@@ -93,9 +101,11 @@ class Jagged:
         checks.one_of("padding_side", padding_side, ("right", "left"))
         lengths = self.lengths()
         longest = int(lengths.max()) if len(self) else 0
-        width = longest if max_length is None else int(max_length)
-        if width < 0:
-            raise ValueError(f"max_length must be at least 0, got {width}")
+        if max_length is not None:
+            checks.integer("max_length", max_length, at_least=0)
+        if padding_value == padding_value:  # NaN is as good as any
+            checks.number("padding_value", padding_value, infinite=True)
+        width = longest if max_length is None else max_length
         user = torch.repeat_interleave(torch.arange(len(self), device=self.values.device), lengths)
         from_end = self.offsets[1:][user] - torch.arange(self.num_rows, device=self.values.device)  # 1 for the last row
         kept = from_end <= width
@@ -171,6 +181,21 @@ class Padded:
         made.values, made.lengths, made.mask, made.padding_side = values, lengths, mask, padding_side
         return made
 
+    def __reduce__(self):
+        return Padded, (self.values, self.lengths, self.mask, self.padding_side)
+
+    def to(self, *args, **kwargs) -> Padded:
+        """As `torch.Tensor.to`: a dtype applies to values alone, a device to all."""
+        values = self.values.to(*args, **kwargs)
+        move = {"device": values.device, "non_blocking": non_blocking(args, kwargs)}
+        lengths, mask = (None if each is None else each.to(**move) for each in (self.lengths, self.mask))
+        return Padded._trusted(values, lengths, mask, self.padding_side)
+
+    def pin_memory(self) -> Padded:
+        """In pinned memory, for copies that do not wait."""
+        lengths, mask = (None if each is None else each.pin_memory() for each in (self.lengths, self.mask))
+        return Padded._trusted(self.values.pin_memory(), lengths, mask, self.padding_side)
+
     @property
     def batch_size(self) -> int:
         """B."""
@@ -189,6 +214,25 @@ class Padded:
             return column.new_ones((batch, width), dtype=torch.bool)
         lengths = self.lengths[:, None]
         return column < lengths if self.padding_side == "right" else column >= width - lengths
+
+
+def non_blocking(args: tuple, kwargs: dict) -> bool:
+    """What the arguments of a `torch.Tensor.to` say: non_blocking is the first bool among those by position."""
+    return kwargs.get("non_blocking", next((each for each in args if isinstance(each, bool)), False))
+
+
+def register_batch_type(kind: type) -> None:
+    """Lets torch.load(weights_only=True) make a `kind`, and default_collate say what to do with one."""
+    torch.serialization.add_safe_globals([kind])
+    default_collate_fn_map[kind] = _refuse_to_stack
+
+
+def _refuse_to_stack(batch, *, collate_fn_map=None):
+    name = type(batch[0]).__name__
+    raise TypeError(
+        f"default_collate does not stack {name}s, whose rows differ in number: let the dataset give each sample's ids, "
+        "and pack them in a collate_fn: Jagged.from_lengths(torch.cat(ids), torch.tensor([len(each) for each in ids]))"
+    )
 
 
 def check_offsets(offsets: torch.Tensor, rows: int, owner_name: str, owner: torch.Tensor) -> None:
@@ -231,3 +275,5 @@ pytree.register_pytree_node(
         padded.padding_side,
     ),
 )
+register_batch_type(Jagged)
+register_batch_type(Padded)

@@ -19,6 +19,10 @@ class Table:
     rows: int
     dim: int
 
+    def __post_init__(self):
+        for name in ("rows", "dim"):
+            checks.integer(f"Table.{name}", getattr(self, name))
+
 
 @dataclass(frozen=True)
 class DINConfig:
@@ -74,6 +78,14 @@ class DINConfig:
         checks.one_of("features", self.features, FEATURES)
         checks.one_of("normalize", self.normalize, NORMALIZATIONS)
         checks.one_of("activation", self.activation, TOP_ACTIVATIONS)
+        checks.widths("attention_hidden", self.attention_hidden, at_most=3)
+        checks.widths("top_hidden", self.top_hidden)
+        checks.number("scale", self.scale)
+        checks.number("embedding_std", self.embedding_std, at_least=0)
+        if self.max_length is not None:
+            checks.integer("max_length", self.max_length, at_least=0)
+        for name in ("item_bias", "sparse"):
+            checks.flag(name, getattr(self, name))
         if not self.candidate:
             raise ValueError("candidate must have at least one field, got none")
         if not self.histories:

@@ -77,6 +77,7 @@ def _check(x, alpha, mean, var, weight, bias, training, mask) -> None:
         if value is None and name in ("weight", "bias"):
             continue
         checks.is_tensor(name, value, 1, "[C]")
+        checks.is_real(name, value)
         one_for_all = name == "alpha" and value.shape[0] == 1
         if value.shape[0] != channels and not one_for_all:
             raise ValueError(f"{name} must have shape [{channels}], got {list(value.shape)}")
@@ -125,6 +126,8 @@ def dice(
         >>> y.shape, int(count)
         (torch.Size([32, 8]), 32)
     """
+    checks.flag("training", training)
+    checks.number("eps", eps, at_least=0)
     _check(x, alpha, mean, var, weight, bias, training, mask)
     backend = backends.select(backends.Request("dice", x.device.type, x.dtype))
     # Every operation on x, alpha or y that changes nothing would still cost a node of the graph, 5 us both ways.

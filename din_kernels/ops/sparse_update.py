@@ -28,7 +28,7 @@ register("sparse_update", SparseUpdateCall, _check_values, _fake)
 # --- checks and public function ---------------------------------------------------------------------------------------
 
 
-def _check_table(at: int, table: Table, rule: str) -> None:
+def _check_table(at: int, table: Table, rule: str, counts_checked: bool) -> None:
     weight, ids, grads = table.weight, table.ids, table.grads
     checks.is_tensor(f"weight of table {at}", weight, 2, "[V, D]")
     checks.is_floating(f"weight of table {at}", weight)
@@ -48,10 +48,15 @@ def _check_table(at: int, table: Table, rule: str) -> None:
     if table.counts is not None:
         checks.is_tensor(f"counts of table {at}", table.counts, 1, "[V]")
         checks.has_shape(f"counts of table {at}", table.counts, (rows,), " (one per row of weight)")
+        checks.is_real(f"counts of table {at}", table.counts)
+    checks.row_of(f"padding_idx of table {at}", table.padding_idx, rows, "rows of weight")
     others = [("ids", ids), ("grads", grads), ("counts", table.counts)]
     for name, tensor in (*others, *(("states", state) for state in table.states)):
         if tensor is not None:
             checks.same_device(f"{name} of table {at}", tensor, "weight", weight)
+    if table.counts is not None and not counts_checked:
+        checks.ids_within(f"ids of table {at}", ids, rows)
+        checks.counts_of_ids(f"counts of table {at}", table.counts, ids)
 
 
 def _request(table: Table) -> backends.Request:
@@ -64,7 +69,7 @@ def _request(table: Table) -> backends.Request:
 
 
 @torch.no_grad()
-def sparse_update(tables: list[Table], rule: str) -> None:
+def sparse_update(tables: list[Table], rule: str, *, counts_checked: bool = False) -> None:
     """One step of `rule` on the rows that appear in each table's ids; no other row is read or written.
 
     Per table the ids are sorted once; then one pass sums the gradients of equal ids, adds coeff * w_j / n_j (paper
@@ -73,6 +78,7 @@ def sparse_update(tables: list[Table], rule: str) -> None:
     Args:
         tables: what to update, see `Table`; everything is checked before anything is written.
         rule: "sgd", "momentum", "nesterov", "adagrad", "rowwise_adagrad" or "adam".
+        counts_checked: the caller knows that no count is negative or NaN, so that those of the ids are not looked at.
 
     Raises:
         TypeError, ValueError, IndexError: naming the argument, what was expected and what came.
@@ -87,7 +93,7 @@ def sparse_update(tables: list[Table], rule: str) -> None:
     checks.one_of("rule", rule, RULES)
     served: dict[str, list[Table]] = {}
     for at, table in enumerate(tables):
-        _check_table(at, table, rule)
+        _check_table(at, table, rule, counts_checked)
         served.setdefault(backends.select(_request(table)), []).append(table)
     calls = {backend: SparseUpdateCall.of(group, rule) for backend, group in served.items()}
     if "reference" in calls or len(calls) > 1:  # one call checks its ids before it writes, several need this

@@ -137,9 +137,14 @@ def _check_params(label: str, given: dict, width: int, activation: str, query) -
             raise ValueError(f"{label} must have {key!r} for activation={activation!r}, got {sorted(given)}")
         name = f"{label}[{key!r}]"
         checks.is_tensor(name, value, 1, "[H] or [1]")
+        checks.is_real(name, value)
         if value.shape[0] != 1 and value.shape[0] != width:
             raise ValueError(f"{name} must have shape [{width}] or [1], got {list(value.shape)}")
         checks.same_device(name, value, "query", query)
+
+    if kind.statistics:
+        checks.number(f"{label}['eps']", given["eps"], at_least=0)
+        checks.flag(f"{label}['training']", given["training"])
 
 
 def check_values(call: LocalActivationCall) -> None:
