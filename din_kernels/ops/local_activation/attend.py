@@ -53,6 +53,8 @@ def attend(
     check_options(features, activation, normalize, stats)
     checks.number("scale", scale)
     checks.flag("return_weights", return_weights)
+    if total_pairs is not None:
+        checks.integer("total_pairs", total_pairs, at_least=0)
     query, history = in_autocast_dtype(query, history)
     check_rows(query, history, query_to_user)
     layers = check_layers(query, weights, biases, features, activation, activation_params)
