@@ -113,6 +113,8 @@ def dice(
         weight, bias: `[C]` of an affine batch norm inside the sigmoid, p = sigmoid(weight * (...) + bias), which some
             libraries have and the paper has not.
 
+    Inference tensors work as in `local_activation`.
+
     Returns:
         y `[..., C]`, the mean and variance that were used `[C]`, and the number of valid rows (0-D).
 

@@ -129,6 +129,8 @@ def mba_penalty(
         sparse: whether weight's gradient is a coalesced sparse tensor of the unique rows, as for
             `nn.Embedding(sparse=True)`, or dense.
 
+    Inference tensors work as in `local_activation`.
+
     Raises:
         TypeError, ValueError, IndexError: naming the argument, what was expected and what came.
         din_kernels.BackendError: a forced backend cannot serve the call.

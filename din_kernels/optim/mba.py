@@ -29,6 +29,8 @@ class MBACounts:
         count: "samples" counts a sample once per id that appears in it, in any field that shares the table (the paper's
             I(x_j != 0)); "occurrences" counts every appearance.
 
+    `observe` refuses counts that are an inference tensor outside of `torch.inference_mode`, where torch changes none.
+
     Raises:
         TypeError, ValueError: values is no 1-D tensor, holds a count that is negative or not finite, or count is
             unknown.

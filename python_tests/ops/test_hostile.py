@@ -93,3 +93,41 @@ def test_a_hostile_call_is_right_or_refused_by_name(name):
         faults = [fault(name, seed) for seed in range(-(-CALLS_IN_ALL // len(CALLS)))]
     wrong = [each for each in faults if each is not None]
     assert not wrong, f"{len(wrong)} of {len(faults)}:\n" + "\n".join(wrong)
+
+
+def _with_gradients(make, **changes):
+    """The gradients of a call on tensors that `make` passes through, as one list."""
+    torch.manual_seed(0)
+    given = {name: make(tensor) for name, tensor in changes.items()}
+    weights = [torch.randn(4, 12, requires_grad=True), torch.randn(1, 4, requires_grad=True)]
+    alpha, table = torch.zeros(3, requires_grad=True), torch.randn(4, 2, requires_grad=True)
+    history = dk.Jagged(given["values"], given["offsets"])
+    pooled = dk.local_activation(given["query"], history, weights, [given["bias"], given["bias"][:1]])
+    y = dk.dice(given["values"], alpha, training=True, mask=given["mask"])[0]
+    penalty = dk.mba_penalty(table, given["ids"], given["counts"], 0.1)
+    (pooled.square().sum() + y.square().sum() + penalty).backward()
+    return [*(each.grad for each in weights), alpha.grad, table.grad]
+
+
+def test_inference_tensors_give_the_gradients_of_plain_ones():
+    def frozen(tensor):
+        with torch.inference_mode():
+            return tensor.clone()
+
+    given = {
+        "query": torch.ones(2, 3),
+        "values": torch.arange(15.0).view(5, 3) / 9,
+        "offsets": torch.tensor([0, 2, 5]),
+        "bias": torch.ones(4),
+        "mask": torch.tensor([True, True, False, True, True]),
+        "ids": torch.tensor([0, 3, 3]),
+        "counts": torch.tensor([1, 2, 3, 4]),
+    }
+    for got, expected in zip(_with_gradients(frozen, **given), _with_gradients(lambda t: t, **given), strict=True):
+        assert torch.equal(got, expected) and expected.any()
+
+
+def test_a_zero_tensor_of_indices_is_refused():
+    zeros = torch._efficientzerotensor((2,), dtype=torch.int64)
+    with pytest.raises(TypeError, match="offsets must have its numbers in memory, got one of torch's zero tensors"):
+        dk.Jagged(torch.ones(0, 3), zeros)

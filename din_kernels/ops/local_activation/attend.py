@@ -203,6 +203,9 @@ def local_activation(
         stats: rows in the batch statistics of Dice in training: "valid" pairs alone, or "padded": all T positions of a
             Padded history, as BatchNorm in a padded implementation sees them.
 
+    Any argument may be an inference tensor, also where others need gradients: autograd cannot notice a change of it, so
+    it must stay as it is until the backward.
+
     Returns:
         pooled `[Q, D]`; with return_weights also the weights in the history's layout: a Jagged `[N]` (with
         query_to_user one row per candidate), or `[Q, T]` with zeros on padding.
