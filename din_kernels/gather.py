@@ -55,8 +55,8 @@ class Gather:
         sparse: bool | None = None,
         padding_idx: int | Sequence[int | None] | None = None,
     ):
-        self.ids = [ids] if isinstance(ids, torch.Tensor) else list(ids)
-        given = [tables] if isinstance(tables, (torch.Tensor, nn.Module)) else list(tables)
+        self.ids = [ids] if isinstance(ids, torch.Tensor) else checks.listed("ids", ids)
+        given = [tables] if isinstance(tables, (torch.Tensor, nn.Module)) else checks.listed("tables", tables)
         for k, each in enumerate(given):
             _check_embedding(f"tables[{k}]", each)
         self.tables = [each.weight if isinstance(each, nn.Embedding) else each for each in given]

@@ -169,8 +169,7 @@ class Padded:
                 raise ValueError(f"lengths must lie in 0..{width} (the padded length), got {got}")
         if mask is not None:
             checks.is_tensor("mask", mask, 2, "[B, T]")
-            if mask.dtype != torch.bool:
-                raise TypeError(f"mask must be bool, true where valid, got {mask.dtype}")
+            checks.is_mask("mask", mask)
             checks.has_shape("mask", mask, (batch, width), " (the history's batch and length)")
             checks.same_device("mask", mask, "history", values)
         self.values, self.lengths, self.mask, self.padding_side = values, lengths, mask, padding_side
@@ -235,24 +234,26 @@ def _refuse_to_stack(batch, *, collate_fn_map=None):
     )
 
 
-def check_offsets(offsets: torch.Tensor, rows: int, owner_name: str, owner: torch.Tensor) -> None:
+def check_offsets(
+    offsets: torch.Tensor, rows: int, owner_name: str, owner: torch.Tensor, name: str = "offsets"
+) -> None:
     """Raises unless `offsets [U + 1]` cut `rows` rows, held by `owner`, into histories."""
-    checks.is_tensor("offsets", offsets, 1, "[U + 1]")
-    checks.is_index("offsets", offsets)
-    checks.same_device("offsets", offsets, owner_name, owner)
+    checks.is_tensor(name, offsets, 1, "[U + 1]")
+    checks.is_index(name, offsets)
+    checks.same_device(name, offsets, owner_name, owner)
     if offsets.shape[0] < 1:
-        raise ValueError("offsets must have at least one entry (U + 1), got 0")
+        raise ValueError(f"{name} must have at least one entry (U + 1), got 0")
     if not checks.values_readable(offsets):
         return
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0:
-        raise ValueError(f"offsets must start at 0, got {first}")
+        raise ValueError(f"{name} must start at 0, got {first}")
     if bool((offsets[1:] < offsets[:-1]).any()):
         at = int((offsets[1:] < offsets[:-1]).nonzero()[0])
         got = f"{int(offsets[at])} then {int(offsets[at + 1])} at positions {at} and {at + 1}"
-        raise ValueError(f"offsets must not decrease, got {got}")
+        raise ValueError(f"{name} must not decrease, got {got}")
     if last != rows:
-        raise ValueError(f"offsets must end at the number of history rows ({rows}), got {last}")
+        raise ValueError(f"{name} must end at the number of history rows ({rows}) in {owner_name}, got {last}")
 
 
 pytree.register_pytree_node(

@@ -10,6 +10,7 @@ from torch import nn
 from din_kernels.data.batches import Batch
 from din_kernels.models.config import DINConfig
 from din_kernels.models.embeddings import Embeddings, Lookups
+from din_kernels.models.inputs import check_inputs
 from din_kernels.nn.dice import Dice
 
 
@@ -25,6 +26,8 @@ def inputs_of(batch: Batch | dict[str, Any]) -> dict[str, Any]:
     """
     if isinstance(batch, dict):
         return batch
+    if not isinstance(batch, Batch):
+        raise TypeError(f"batch must be a din_kernels.data.Batch or a dict of fields, got {type(batch).__name__}")
     return {
         "candidate": {"item": batch.candidate_items, "category": batch.candidate_categories},
         "histories": {
@@ -60,6 +63,8 @@ class Model(nn.Module):
 
     def __init__(self, config: DINConfig):
         super().__init__()
+        if not isinstance(config, DINConfig):
+            raise TypeError(f"config must be a din_kernels.models.DINConfig, got {type(config).__name__}")
         self.config = config
         self.embeddings = Embeddings(config)
         self.top = Top(config.top_width, config.top_hidden, config.activation)
@@ -89,9 +94,10 @@ class Model(nn.Module):
         units: no sparse gradient may be made inside it, since Inductor reuses the memory that such a gradient holds.
 
         Raises:
-            ValueError: a field of the config that the batch lacks.
+            TypeError, ValueError, IndexError: a field that the batch lacks or that the model cannot read, by its name.
         """
         inputs = inputs_of(batch)
+        check_inputs(self.config, self.embeddings, inputs)
         traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         sparse = any(getattr(each, "sparse", False) for each in (*self.embeddings.values(), self.item_bias))
         apart = traced and sparse and torch.is_grad_enabled()

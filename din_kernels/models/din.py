@@ -13,6 +13,7 @@ from din_kernels.jagged import Jagged
 from din_kernels.models.base import Model, inputs_of
 from din_kernels.models.config import DINConfig
 from din_kernels.models.embeddings import Lookups
+from din_kernels.models.inputs import check_inputs
 from din_kernels.nn.local_activation import LocalActivationUnit
 
 
@@ -82,6 +83,7 @@ class DIN(Model):
             Jagged of Q rows: row i holds the weights of candidate i, one per behaviour, oldest first.
         """
         inputs = inputs_of(batch)
+        check_inputs(self.config, self.embeddings, inputs)
         name = next(iter(self.units)) if history is None else history
         if name not in self.units:
             raise ValueError(f"history must be one of {', '.join(map(repr, self.units))}, got {name!r}")

@@ -45,10 +45,12 @@ class Dice(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        checks.integer("num_features", num_features, at_least=1)
+        checks.size("num_features", num_features)
         checks.number("eps", eps, at_least=0)
         if momentum is not None:
             checks.number("momentum", momentum, at_least=0, at_most=1)
+        checks.flag("affine", affine)
+        checks.device("device", device)
         checks.floating_dtype("dtype", dtype)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         factory = {"device": device, "dtype": dtype}
@@ -132,6 +134,9 @@ class Dice(nn.Module):
             As x: a tensor of its shape, or a Jagged.
         """
         values = x.values if isinstance(x, Jagged) else x
+        checks.is_tensor("x", values)
+        if values.dim() > 1 and values.shape[-1] != self.alpha.shape[0]:  # alpha [1] alone would fit any x
+            raise ValueError(f"x must have shape [..., {self.alpha.shape[0]}] (num_features), got {list(values.shape)}")
         if lengths is not None:
             if isinstance(x, Jagged) or mask is not None or x.dim() != 3:
                 shape = "a Jagged" if isinstance(x, Jagged) else f"shape {list(x.shape)}"

@@ -87,9 +87,10 @@ class LocalActivationUnit(nn.Module):
         checks.one_of("features", features, FEATURES)
         checks.one_of("normalize", normalize, NORMALIZATIONS)
         checks.one_of("stats", stats, STATISTICS)
-        checks.integer("dim", dim, at_least=1)
+        checks.size("dim", dim)
         checks.number("scale", scale)
         checks.widths("hidden", hidden, at_most=3)
+        checks.device("device", device)
         checks.floating_dtype("dtype", dtype)
         self.dim, self.hidden, self.activation = dim, tuple(hidden), activation
         self.features, self.normalize, self.scale, self.stats = features, normalize, float(scale), stats
@@ -183,6 +184,7 @@ class LocalActivationUnit(nn.Module):
             pooled in the shape of query; with return_weights also the weights: for a Jagged history a Jagged with one
             row per candidate, else `[B, T]`, `[B, C, T]` or `[Q, T]` with zeros on padding.
         """
+        checks.one_of("padding_side", padding_side, ("right", "left"))
         if isinstance(history, (Jagged, Padded, Gather)):
             if lengths is not None or mask is not None or padding_side != "right":
                 raise ValueError(

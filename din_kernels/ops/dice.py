@@ -84,8 +84,7 @@ def _check(x, alpha, mean, var, weight, bias, training, mask) -> None:
         checks.same_device(name, value, "x", x)
     if mask is not None:
         checks.is_tensor("mask", mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be bool, true where valid, got {mask.dtype}")
+        checks.is_mask("mask", mask)
         checks.has_shape("mask", mask, tuple(x.shape[:-1]), " (x without its channels)")
         checks.same_device("mask", mask, "x", x)
 
@@ -113,6 +112,8 @@ def dice(
         mask: `[...]` bool, true where valid; other rows give 0 and count in no statistic.
         weight, bias: `[C]` of an affine batch norm inside the sigmoid, p = sigmoid(weight * (...) + bias), which some
             libraries have and the paper has not.
+
+    Inference tensors work as in `local_activation`.
 
     Returns:
         y `[..., C]`, the mean and variance that were used `[C]`, and the number of valid rows (0-D).

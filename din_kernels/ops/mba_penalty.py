@@ -96,12 +96,12 @@ def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
         ids=ids,
         counts=counts,
         coeff=float(coeff),
-        padding_idx=-1 if padding_idx is None else padding_idx,
+        padding_idx=-1 if padding_idx is None else int(padding_idx),
         sparse=sparse,
     )
     if backend == "reference":
         _check_values(call)
-        return _reference(weight, ids, counts, coeff, padding_idx, sparse)
+        return _reference(weight, ids, counts, call.coeff, padding_idx, sparse)
     return torch.ops.din_kernels.mba_penalty(*call, backend)[0]
 
 
@@ -129,6 +129,8 @@ def mba_penalty(
         sparse: whether weight's gradient is a coalesced sparse tensor of the unique rows, as for
             `nn.Embedding(sparse=True)`, or dense.
 
+    Inference tensors work as in `local_activation`.
+
     Raises:
         TypeError, ValueError, IndexError: naming the argument, what was expected and what came.
         din_kernels.BackendError: a forced backend cannot serve the call.
@@ -141,12 +143,15 @@ def mba_penalty(
     """
     if isinstance(weight, torch.Tensor):
         return _one_table(weight, ids, counts, coeff, padding_idx, sparse)
+    weight = checks.listed("weight", weight)
+    if not weight:
+        raise ValueError("weight must be a tensor or a list of at least one, got none")
+    for at, table in enumerate(weight):
+        checks.is_tensor(f"weight[{at}]", table, 2, "[V, D]")
     for name, given in (("ids", ids), ("counts", counts)):
-        if isinstance(given, (torch.Tensor, Jagged)) or len(given) != len(weight):
+        if isinstance(given, (torch.Tensor, Jagged)) or len(checks.listed(name, given)) != len(weight):
             raise ValueError(
                 f"{name} must be a list with one entry per table ({len(weight)}), got {type(given).__name__}"
             )
-    if not len(weight):
-        raise ValueError("weight must be a tensor or a list of at least one, got none")
     parts = [_one_table(*each, coeff, padding_idx, sparse) for each in zip(weight, ids, counts, strict=True)]
     return torch.stack(parts).sum()

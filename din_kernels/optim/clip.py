@@ -44,7 +44,7 @@ def clip_grad_norm_(
     if norm_type != "inf":
         checks.number("norm_type", norm_type, at_least=0, infinite=True)
     checks.flag("error_if_nonfinite", error_if_nonfinite)
-    given = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    given = [parameters] if isinstance(parameters, torch.Tensor) else checks.listed("parameters", parameters)
     for at, parameter in enumerate(given):
         checks.is_tensor(f"parameters[{at}]", parameter)
     gradients = []

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 
 from din_kernels import checks
-from din_kernels.jagged import Jagged
+from din_kernels.jagged import Jagged, check_offsets
 
 COUNTS = ("samples", "occurrences")
+
+# uint16, uint32 and uint64 lack the arithmetic that int64 is made from; float16 and bfloat16 hold no large counts.
+_COUNT_DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class MBACounts:
@@ -26,6 +29,8 @@ class MBACounts:
         count: "samples" counts a sample once per id that appears in it, in any field that shares the table (the paper's
             I(x_j != 0)); "occurrences" counts every appearance.
 
+    `observe` refuses counts that are an inference tensor outside of `torch.inference_mode`, where torch changes none.
+
     Raises:
         TypeError, ValueError: values is no 1-D tensor, holds a count that is negative or not finite, or count is
             unknown.
@@ -40,7 +45,7 @@ class MBACounts:
     def __init__(self, values: torch.Tensor, count: str = "samples"):
         checks.is_tensor("counts", values, 1, "[V]")
         checks.one_of("count", count, COUNTS)
-        if values.dtype in (torch.bool, torch.float16, torch.bfloat16) or values.is_complex():
+        if values.dtype not in _COUNT_DTYPES:
             raise TypeError(f"counts must be integers, float32 or float64, got {values.dtype}")
         self.values = values.to(torch.float64 if values.is_floating_point() else torch.int64)
         _check_counts(self.values)
@@ -61,7 +66,8 @@ class MBACounts:
     @classmethod
     def zeros(cls, rows: int, count: str = "samples", device=None) -> MBACounts:
         """Of a table with `rows` rows, before any sample."""
-        checks.integer("rows", rows, at_least=0)
+        checks.size("rows", rows, at_least=0)
+        checks.device("device", device)
         return cls(torch.zeros(rows, dtype=torch.int64, device=device), count)
 
     @classmethod
@@ -93,10 +99,15 @@ class MBACounts:
         Raises:
             TypeError, ValueError, IndexError: naming the argument, what was expected and what came; nothing is counted.
         """
+        if self.values.is_inference() and not torch.is_inference_mode_enabled():
+            raise TypeError("counts must not be an inference tensor where observe changes them, got one")
+        checks.is_writable("counts", self.values)
         if sample_offsets is not None:
+            checks.is_tensor("ids", ids, 1, "[N] with sample_offsets")
+            check_offsets(sample_offsets, ids.shape[0], "ids", ids, "sample_offsets")
             ids = Jagged(ids, sample_offsets)
         fields = ids if isinstance(ids, (list, tuple)) else [ids]
-        pairs = [_by_sample(field) for field in fields]
+        pairs = [_by_sample(field, self.values) for field in fields]
         if len({size for _, _, size in pairs}) > 1:
             sizes = ", ".join(str(size) for _, _, size in pairs)
             raise ValueError(f"ids must hold the same samples in every field, got {sizes} samples")
@@ -148,14 +159,16 @@ def _check_counts(values: torch.Tensor) -> None:
             raise ValueError("counts must be finite, got inf")
 
 
-def _by_sample(field) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """A field as (sample of each id, id), both `[n]` int64, and the number of samples."""
+def _by_sample(field, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """A field as (sample of each id, id), both `[n]` int64 on the device of the counts, and the number of samples."""
     if isinstance(field, Jagged):
         checks.is_index("ids", field.values)
+        checks.same_device("ids", field.values, "counts", counts)
         sample = torch.repeat_interleave(torch.arange(len(field), device=field.values.device), field.lengths())
         return sample, field.values.to(torch.int64), len(field)
     checks.is_tensor("ids", field)
     checks.is_index("ids", field)
+    checks.same_device("ids", field, "counts", counts)
     if not field.dim():
         raise ValueError("ids must have shape [S, ...], got a scalar")
     sample = torch.arange(field.shape[0], device=field.device)

@@ -24,6 +24,9 @@ class SparseOptimizer(torch.optim.Optimizer):
     state_names: tuple[str, ...] = ()
 
     def __init__(self, params, defaults: dict[str, Any], mba: MBA | None, maximize: bool):
+        params = checks.listed("params", params, "tables or groups")
+        if not params:
+            raise ValueError("params must hold at least one table or group, got none")
         super().__init__(params, defaults | {"mba": mba, "maximize": maximize})
 
     def rule(self, group: dict[str, Any]) -> str:
@@ -40,6 +43,8 @@ class SparseOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: a number of the group, a table or `mba`, by its name; the group is not added.
         """
+        checks.is_mapping("param_group", param_group, "settings")
+        _check_params(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -59,6 +64,8 @@ class SparseOptimizer(torch.optim.Optimizer):
         for name in ("eps", "lr_decay", "momentum", "initial_accumulator_value"):
             if name in group:
                 checks.number(name, group[name], at_least=0)
+        if group["mba"] is not None and not isinstance(group["mba"], MBA):
+            raise TypeError(f"mba must be a din_kernels.MBA or None, got {type(group['mba']).__name__}")
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -71,6 +78,8 @@ class SparseOptimizer(torch.optim.Optimizer):
         """
         loss = None
         if closure is not None:
+            if not callable(closure):
+                raise TypeError(f"closure must be a function, got {type(closure).__name__}")
             with torch.enable_grad():
                 loss = closure()
         with_grad = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -145,13 +154,23 @@ class SparseOptimizer(torch.optim.Optimizer):
                         self.state[parameter][name] = saved.to(parameter.device, torch.float32, copy=True)
 
 
-def _check_tables(group: dict[str, Any]) -> None:
-    mba = group["mba"]
-    if mba is not None and not isinstance(mba, MBA):
-        raise TypeError(f"mba must be a din_kernels.MBA or None, got {type(mba).__name__}")
-    for parameter in group["params"]:
+def _check_params(group: dict[str, Any]) -> None:
+    """TypeError or ValueError unless the group's tables, which may come as (name, table), can be trained here."""
+    if "params" not in group:
+        raise ValueError(f"params must be an entry of every group, got {', '.join(map(repr, group)) or 'none'}")
+    given = group["params"]
+    for each in [given] if isinstance(given, torch.Tensor) else checks.listed("params", given, "tables"):
+        parameter = each[1] if isinstance(each, tuple) and len(each) == 2 else each
         checks.is_tensor("params", parameter, 2, "[V, D] (embedding tables)")
         checks.is_floating("params", parameter)
+        checks.is_writable("params", parameter)
+        if not parameter.is_leaf:
+            raise ValueError("params must be leaf tensors, got the result of an operation")
+
+
+def _check_tables(group: dict[str, Any]) -> None:
+    mba = group["mba"]
+    for parameter in group["params"]:
         if mba is not None and mba.counts.values.shape[0] != parameter.shape[0]:
             raise ValueError(
                 f"mba must have counts for the {parameter.shape[0]} rows of its table, got "
@@ -162,8 +181,9 @@ def _check_tables(group: dict[str, Any]) -> None:
 def _check_gradient(parameter: torch.Tensor) -> None:
     grad = parameter.grad
     if not grad.is_sparse:
+        kind = "dense one" if grad.layout == torch.strided else f"{grad.layout} one"
         raise TypeError(
-            "the gradient of a table must be sparse, as of nn.Embedding(sparse=True), got a dense one of shape "
+            f"the gradient of a table must be sparse, as of nn.Embedding(sparse=True), got a {kind} of shape "
             f"{list(grad.shape)}"
         )
     if grad.sparse_dim() != 1 or grad.dense_dim() != 1:

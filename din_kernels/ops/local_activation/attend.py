@@ -53,6 +53,8 @@ def attend(
     check_options(features, activation, normalize, stats)
     checks.number("scale", scale)
     checks.flag("return_weights", return_weights)
+    if total_pairs is not None:
+        checks.integer("total_pairs", total_pairs, at_least=0)
     query, history = in_autocast_dtype(query, history)
     check_rows(query, history, query_to_user)
     layers = check_layers(query, weights, biases, features, activation, activation_params)
@@ -200,6 +202,9 @@ def local_activation(
         total_pairs: number of weights for a Jagged history with query_to_user, where it is known; saves a GPU wait.
         stats: rows in the batch statistics of Dice in training: "valid" pairs alone, or "padded": all T positions of a
             Padded history, as BatchNorm in a padded implementation sees them.
+
+    Any argument may be an inference tensor, also where others need gradients: autograd cannot notice a change of it, so
+    it must stay as it is until the backward.
 
     Returns:
         pooled `[Q, D]`; with return_weights also the weights in the history's layout: a Jagged `[N]` (with

@@ -90,7 +90,6 @@ def pair_layout(layout: Rows, query_to_user, queries: int, total_pairs: int | No
     if total_pairs is None:
         total_pairs = int(end[-1]) if queries else 0
     else:
-        checks.integer("total_pairs", total_pairs, at_least=0)
         if checks.values_readable(end) and (pairs := int(end[-1]) if queries else 0) != total_pairs:
             raise ValueError(f"total_pairs must be the number of pairs ({pairs}), got {total_pairs}")
     return Pairs(end - per_query, total_pairs)
