@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from contextvars import ContextVar
 
 import torch
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from din_kernels import config
 from din_kernels.options import DTYPES
@@ -69,7 +69,7 @@ def is_tensor(name: str, value, ndim: int | tuple[int, ...] | None = None, shape
 def _is_plain(tensor: torch.Tensor) -> bool:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         return False
-    return not isinstance(tensor, UninitializedTensorMixin)
+    return not is_lazy(tensor)
 
 
 def _kind_of(tensor: torch.Tensor) -> str:
