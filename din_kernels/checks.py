@@ -74,7 +74,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 def _kind_of(tensor: torch.Tensor) -> str:
     """What keeps a tensor from being plain."""
-    if isinstance(tensor, UninitializedTensorMixin):
+    if is_lazy(tensor):
         return "an uninitialized parameter"
     if tensor.is_nested:
         return "a nested tensor"
