@@ -241,7 +241,7 @@ def widths(name: str, value, at_most: int | None = None) -> None:
 def floating_dtype(name: str, value) -> None:
     """TypeError unless `value` is None (torch's default) or one of `options.DTYPES`."""
     if value is not None and not (isinstance(value, torch.dtype) and value in DTYPES):
-        raise TypeError(f"{name} must be a floating-point dtype of 16, 32 or 64 bits, got {_shown(value)}")
+        raise TypeError(f"{name} must be a floating-point dtype, got {_shown(value)} (known: 16, 32 and 64 bits)")
 
 
 def device(name: str, value) -> None:

@@ -12,8 +12,11 @@ from din_kernels.jagged import Jagged, check_offsets
 
 COUNTS = ("samples", "occurrences")
 
-# uint16, uint32 and uint64 lack the arithmetic that int64 is made from; float16 and bfloat16 hold no large counts.
-_COUNT_DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+# float16 and bfloat16 hold no large counts; bool and float8 hold none.
+_COUNT_DTYPES = (
+    *(torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
 
 
 class MBACounts:
