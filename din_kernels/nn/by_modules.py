@@ -6,6 +6,9 @@ would be passed over by it without a word; such a unit takes this path, which co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -25,14 +28,30 @@ from din_kernels.ops.local_activation.histories import (
     weights_in_layout,
 )
 
-# What each activation of the unit is made of, and what the fused call takes it for.
+
+class Kind(NamedTuple):
+    """The module of an activation, which the fused call stands for."""
+
+    module: type[nn.Module]
+    make: Callable[..., nn.Module]  # (width, device=, dtype=)
+    params: dict[str, str] = {}  # what the fused call takes of the module: name in options.py, attribute
+
+
+def _without_parameters(module: type[nn.Module]) -> Kind:
+    return Kind(module, lambda width, **factory: module())
+
+
 KINDS = {
-    "sigmoid": nn.Sigmoid,
-    "relu": nn.ReLU,
-    "prelu": nn.PReLU,
-    "tanh": nn.Tanh,
-    "identity": nn.Identity,
-    "dice": Dice,
+    "sigmoid": _without_parameters(nn.Sigmoid),
+    "relu": _without_parameters(nn.ReLU),
+    "prelu": Kind(nn.PReLU, lambda width, **factory: nn.PReLU(**factory), {"slope": "weight"}),
+    "tanh": _without_parameters(nn.Tanh),
+    "identity": _without_parameters(nn.Identity),
+    "dice": Kind(
+        Dice,
+        Dice,
+        {"alpha": "alpha", "mean": "running_mean", "var": "running_var", "eps": "eps", "training": "training"},
+    ),
 }
 
 
@@ -49,7 +68,7 @@ def beyond_kernels(linears: nn.ModuleList, activations: nn.ModuleList, activatio
         if found is not None:
             return found
     for at, layer in enumerate(activations):
-        found = changed(f"activations[{at}]", layer, KINDS[activation])
+        found = changed(f"activations[{at}]", layer, KINDS[activation].module)
         if found is not None:
             return found
         if activation == "dice" and (layer.weight is not None or layer.bias is not None):

@@ -12,7 +12,6 @@ from din_kernels import checks
 from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged, Padded
 from din_kernels.nn.by_modules import KINDS, attend_by_modules, beyond_kernels
-from din_kernels.nn.dice import Dice
 from din_kernels.ops.local_activation import (
     ACTIVATIONS,
     FEATURES,
@@ -100,12 +99,7 @@ class LocalActivationUnit(nn.Module):
         self.linears = nn.ModuleList(
             NonDynamicallyQuantizableLinear(a, b, **factory) for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.activations = nn.ModuleList(self._made_activation(width, factory) for width in hidden)
-
-    def _made_activation(self, width: int, factory: dict) -> nn.Module:
-        if self.activation == "dice":
-            return Dice(width, **factory)
-        return KINDS[self.activation](**(factory if self.activation == "prelu" else {}))
+        self.activations = nn.ModuleList(KINDS[activation].make(width, **factory) for width in hidden)
 
     def reset_parameters(self) -> None:
         """Initializes the layers anew, and activations with parameters or running statistics."""
@@ -114,18 +108,8 @@ class LocalActivationUnit(nn.Module):
                 layer.reset_parameters()
 
     def _activation_params(self) -> list[dict]:
-        if self.activation == "prelu":
-            return [{"slope": layer.weight} for layer in self.activations]
-        if self.activation == "dice":
-            names = {
-                "alpha": "alpha",
-                "mean": "running_mean",
-                "var": "running_var",
-                "eps": "eps",
-                "training": "training",
-            }
-            return [{key: getattr(layer, name) for key, name in names.items()} for layer in self.activations]
-        return [{} for _ in self.activations]
+        attributes = KINDS[self.activation].params
+        return [{key: getattr(layer, name) for key, name in attributes.items()} for layer in self.activations]
 
     def _attend(self, query, history, query_to_user, return_weights: bool, total_pairs: int | None) -> Attended:
         """The fused call where it can stand for the submodules, else one call of each of them."""
