@@ -46,6 +46,7 @@ KINDS = {
     "relu": _without_parameters(nn.ReLU),
     "prelu": Kind(nn.PReLU, lambda width, **factory: nn.PReLU(**factory), {"slope": "weight"}),
     "tanh": _without_parameters(nn.Tanh),
+    "silu": _without_parameters(nn.SiLU),
     "identity": _without_parameters(nn.Identity),
     "dice": Kind(
         Dice,

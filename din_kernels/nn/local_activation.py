@@ -44,7 +44,7 @@ class LocalActivationUnit(nn.Module):
     Args:
         dim: D, width of queries and behaviours.
         hidden: widths of the MLP's 0 to 3 hidden layers.
-        activation: "sigmoid", "relu", "prelu", "tanh", "identity" or "dice", after every hidden layer.
+        activation: "sigmoid", "relu", "prelu", "tanh", "silu", "identity" or "dice", after every hidden layer.
         features: "concat" (q, k, q - k, q * k), "product" (q, k, q * k) or "outer" (q, k, vec(q k^T)).
         normalize: "none" (the paper) or "softmax".
         scale: multiplies the scores before normalization.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import bounds
+from support.large_values import silu_is_torchs
 
 import din_kernels as dk
 from din_kernels.backends.triton import INTERPRETED, chips
@@ -52,8 +53,9 @@ def holds(case, dtype):
 
 # A representative set: every value of every option, and every shape, at least once per dtype.
 SAMPLE = [
-    (FEATURES[at % 3], ACTIVATION_CASES[at % 7], NORMALIZATIONS[at % 2], LAYOUTS[at % 5], list(SHAPES)[(at // 2) % 7])
-    for at in range(14)
+    (FEATURES[at % 3], activation, NORMALIZATIONS[(at + again) % 2], LAYOUTS[at % 5], list(SHAPES)[(at // 2) % 7])
+    for again in range(2)
+    for at, activation in enumerate(ACTIVATION_CASES, again * len(ACTIVATION_CASES))
 ]
 
 
@@ -72,6 +74,10 @@ def test_every_combination_equals_the_reference(features, activation, normalize,
     holds(make_case(features, activation, normalize, layout, **SHAPES[shape]), torch.float32)
 
 
+def test_silu_of_large_and_of_infinite_values_is_torchs():
+    silu_is_torchs("triton", torch.float32, "cpu")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("features", "activation", "normalize", "shape"),
@@ -80,6 +86,7 @@ def test_every_combination_equals_the_reference(features, activation, normalize,
         ("product", "prelu", "softmax", "grouped"),
         ("concat", "dice in training", "none", "grouped"),
         ("outer", "tanh", "softmax", "3 hidden layers"),
+        ("product", "silu", "none", "grouped"),
     ],
 )
 def test_half_precision_equals_the_reference(features, activation, normalize, shape, dtype):
@@ -90,7 +97,7 @@ def test_half_precision_equals_the_reference(features, activation, normalize, sh
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-@pytest.mark.parametrize("activation", ["sigmoid", "relu", "prelu", "tanh", "dice"])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "prelu", "tanh", "silu", "dice"])
 @pytest.mark.parametrize("features", FEATURES)
 def test_every_combination_in_half_precision(features, activation, normalize, shape, dtype):
     holds(make_case(features, activation, normalize, "packed", **SHAPES[shape]), dtype)

@@ -27,6 +27,8 @@ def activate(z: torch.Tensor, activation: str, params: dict) -> tuple[torch.Tens
         return torch.relu(z), None
     if activation == "tanh":
         return torch.tanh(z), None
+    if activation == "silu":
+        return torch.nn.functional.silu(z), None  # z sigmoid(z)
     if activation == "prelu":
         return torch.where(z > 0, z, params["slope"].to(z.dtype) * z), None
     if activation == "dice":

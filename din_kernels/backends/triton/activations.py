@@ -23,7 +23,7 @@ from din_kernels.backends.triton.blocks import load_vectors
 SUMS = {"prelu": 1, "dice": 3}
 
 
-# --- sigmoid, relu, tanh, identity ------------------------------------------------------------------------------------
+# --- sigmoid, relu, tanh, silu, identity ------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -76,6 +76,19 @@ def tanh_gradient(z, dy, FAST: tl.constexpr):
     """dz = dy (1 - y^2)"""
     y = tanh(z, FAST)
     return dy * (1.0 - y * y)
+
+
+@triton.jit
+def silu(z, FAST: tl.constexpr):
+    """y = z sigmoid(z)"""
+    return z * sigmoid(z, FAST)
+
+
+@triton.jit
+def silu_gradient(z, dy, FAST: tl.constexpr):
+    """dz = dy (p + y (1 - p)), p = sigmoid(z)"""
+    p = sigmoid(z, FAST)
+    return dy * (p + z * p * (1.0 - p))
 
 
 # --- prelu ------------------------------------------------------------------------------------------------------------
@@ -224,6 +237,8 @@ def activate(
         return relu(z)
     elif ACTIVATION == "tanh":
         return tanh(z, FAST)
+    elif ACTIVATION == "silu":
+        return silu(z, FAST)
     elif ACTIVATION == "prelu":
         return prelu(z, own)
     elif ACTIVATION == "dice":
@@ -249,6 +264,8 @@ def gradient(
         return relu_gradient(z, dy), ()
     elif ACTIVATION == "tanh":
         return tanh_gradient(z, dy, FAST), ()
+    elif ACTIVATION == "silu":
+        return silu_gradient(z, dy, FAST), ()
     elif ACTIVATION == "prelu":
         return prelu_gradient(z, dy, own)
     elif ACTIVATION == "dice":

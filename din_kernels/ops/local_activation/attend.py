@@ -192,7 +192,7 @@ def local_activation(
             vec(q k^T)). dtype of query, or fp32 with bf16 and fp16.
         biases: one `[out]` per weight.
         features: "concat", "product" or "outer".
-        activation: "sigmoid", "relu", "prelu", "tanh", "identity" or "dice", after every hidden layer.
+        activation: "sigmoid", "relu", "prelu", "tanh", "silu", "identity" or "dice", after every hidden layer.
         activation_params: one dict per hidden layer; PReLU: slope `[1]` or `[H]`; Dice: alpha, mean, var `[H]` or
             `[1]`, eps (1e-8), training (False; True takes mean and variance over the valid pairs of this call).
         normalize: "none" (the paper) or "softmax" over each candidate's behaviours.
