@@ -216,17 +216,16 @@ query, history = random.normal(size=(users, dim)), random.normal(size=(rows, dim
 weight, bias = random.normal(size=(1, 4 * dim)), random.normal(size=1)
 begin, length = offsets[:-1].copy(), np.diff(offsets)
 pooled = np.full((users, dim), np.nan)
+array = lambda values: (values.ctypes.data, str(values.dtype), values.shape)
 call = {{
-    "dtype": "float64", "queries": users, "users": users, "rows_count": rows, "dim": dim,
-    "query": [(query.ctypes.data, dim, 0, True)], "rows": [(history.ctypes.data, dim, 0, True)],
-    "begin": begin.ctypes.data, "length": length.ctypes.data,
-    "row_index": 0, "row_mask": 0, "query_to_user": 0, "pair_begin": 0,
-    "widths": [], "weights": [weight.ctypes.data], "biases": [bias.ctypes.data],
-    "params": [], "param_sizes": [], "eps": [],
+    "query_tables": [array(query)], "query_ids": [], "history_tables": [array(history)], "history_ids": [],
+    "begin": array(begin), "length": array(length),
+    "row_index": None, "row_mask": None, "query_to_user": None, "pair_begin": None, "total_pairs": 0,
+    "weights": [array(weight)], "biases": [array(bias)], "params": [], "eps": [],
     "features": "concat", "activation": "sigmoid", "dice_training": False, "normalize": "none", "scale": 1.0,
-    "pooled": pooled.ctypes.data, "logsumexp": 0, "pair_weights": 0, "statistics": 0,
 }}
-core.local_activation_forward(call, 2)
+result = {{"pooled": array(pooled), "logsumexp": None, "pair_weights": None, "statistics": None}}
+core.local_activation_forward(call, result, 2)
 q = np.repeat(query, length, axis=0)
 scores = np.concatenate([q, history, q - history, q * history], axis=1) @ weight[0] + bias
 expected = np.stack([(scores[a:b, None] * history[a:b]).sum(0) for a, b in zip(offsets, offsets[1:])])

@@ -9,7 +9,7 @@ from support.cuda_backend import emulated_module
 from support.cuda_emulation_programs import compiled
 
 from din_kernels.backends.cuda.local_activation import CHUNK_BYTES
-from din_kernels.ops.local_activation import FEATURES
+from din_kernels.options import FEATURES, feature_width
 
 emulated = pytest.fixture(emulated_module)
 
@@ -26,30 +26,29 @@ def plan(
     features="concat",
     chunk_bytes=CHUNK_BYTES,
 ):
-    rows = queries * average
-    query, history = (0, queries, dim, 0, "int64"), (0, rows, dim, 0, "int64")
-    layers = [
-        {"width": width, "weight": (0, dtype, 0), "bias": (0, dtype, 0), "params": [], "eps": 0.0}
-        for width in (*hidden, 1)
-    ]
+    ins = [feature_width(dim, features), *hidden]
+    widths = [*hidden, 1]
     call = {
-        "dtype": dtype,
-        "precision": "highest",
-        "queries": queries,
-        "users": queries,
-        "rows_count": rows,
-        "capacity": rows,
-        "dim": dim,
-        "query": [query],
-        "rows": [history],
-        "layers": layers,
+        "query_tables": [(0, dtype, (queries, dim))],
+        "query_ids": [],
+        "history_tables": [(0, dtype, (queries * average, dim))],
+        "history_ids": [],
+        "begin": (0, "int64", (queries,)),
+        "length": (0, "int64", (queries,)),
+        **dict.fromkeys(("row_index", "row_mask", "query_to_user", "pair_begin")),
+        "total_pairs": 0,
+        "weights": [(0, dtype, shape) for shape in zip(widths, ins, strict=True)],
+        "biases": [(0, dtype, (width,)) for width in widths],
+        "params": [],
+        "eps": [],
+        "dice_training": False,
         "features": features,
         "activation": "sigmoid",
         "normalize": "softmax",
         "scale": 1.0,
-        "chunk_bytes": chunk_bytes,
     }
-    return emulated.local_activation_plan(call, backward, 132, shared_per_block)
+    launch = {"precision": "highest", "chunk_bytes": chunk_bytes}
+    return emulated.local_activation_plan(call, launch, backward, 132, shared_per_block)
 
 
 @pytest.mark.parametrize("backward", [False, True])

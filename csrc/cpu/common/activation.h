@@ -1,27 +1,27 @@
 // Activations as small policies: value, derivative and parameter gradients for one vector of a channel block.
 #pragma once
 
-#include "din_kernels/local_activation.h"
 #include "common/simd.h"
+#include "din_kernels/local_activation.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
 
 template <typename T>
 struct Identity {
-    static constexpr int kParams = 0;
+    static constexpr int kParams = params_per_layer(Activation::kIdentity, false);
     Vec<T> value(Vec<T> z) const { return z; }
     Vec<T> slope(Vec<T>, Vec<T>) const { return splat(T(1)); }
 };
 template <typename T>
 struct Sigmoid {
-    static constexpr int kParams = 0;
+    static constexpr int kParams = params_per_layer(Activation::kSigmoid, false);
     Vec<T> value(Vec<T> z) const { return sigmoid(z); }
     Vec<T> slope(Vec<T>, Vec<T> h) const { return h * (1 - h); }
 };
 template <typename T>
 struct Tanh {
-    static constexpr int kParams = 0;
+    static constexpr int kParams = params_per_layer(Activation::kTanh, false);
     // tanh z = z - z^3/3 + 2 z^5/15 - 17 z^7/315 near 0, where 2 sigmoid(2 z) - 1 cancels.
     Vec<T> value(Vec<T> z) const {
         const Vec<T> far = 2 * sigmoid(2 * z) - 1, zz = z * z;
@@ -33,13 +33,13 @@ struct Tanh {
 };
 template <typename T>
 struct Relu {
-    static constexpr int kParams = 0;
+    static constexpr int kParams = params_per_layer(Activation::kRelu, false);
     Vec<T> value(Vec<T> z) const { return z < 0 ? Vec<T>{} : z; }  // NaN passes
     Vec<T> slope(Vec<T> z, Vec<T>) const { return z > 0 ? splat(T(1)) : Vec<T>{}; }
 };
 template <typename T>
 struct Prelu {  // params: slope
-    static constexpr int kParams = 1;
+    static constexpr int kParams = params_per_layer(Activation::kPrelu, false);
     Vec<T> a;
     Vec<T> value(Vec<T> z) const { return z > 0 ? z : a * z; }
     Vec<T> slope(Vec<T> z, Vec<T>) const { return z > 0 ? splat(T(1)) : a; }
@@ -48,7 +48,7 @@ struct Prelu {  // params: slope
 };
 template <typename T>
 struct Dice {  // params: alpha, mean, 1 / sqrt(var + eps), all of them given; y = z (alpha + (1 - alpha) p)
-    static constexpr int kParams = 3;
+    static constexpr int kParams = params_per_layer(Activation::kDice, false);
     Vec<T> alpha, mean, inverse;
     Vec<T> bias{};  // of an affine batch norm, whose weight is part of `inverse`; the unit has none
     Vec<T> p(Vec<T> z) const { return sigmoid((z - mean) * inverse + bias); }

@@ -2,6 +2,8 @@
 // element, B and C vectors of j. A's two strides are free, so the same kernel multiplies by a transpose.
 #pragma once
 
+#include <type_traits>
+
 #include "common/simd.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
@@ -93,6 +95,40 @@ __attribute__((noinline)) void row_block(int64_t depth, const T* a, int64_t a_ro
     micro_kernel<ROWS, VECTORS, HALF>(depth, a, a_row, a_col, b, ldb, init, ldi, c, ldc);
 }
 
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
+// C[ROWS, one vector] in float, added up in double. A layer as narrow as a vector has gradients of one to four numbers,
+// sums of terms that cancel: products that are rounded before they are added left an error of 1.1e-6 in the gradient of
+// one slope, where fused ones leave 2.7e-7. Wide layers stay in float, at half the time.
+template <int ROWS>
+__attribute__((noinline)) void exact_rows(int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b,
+                                          int64_t ldb, const float* init, int64_t ldi, float* c, int64_t ldc) {
+    typedef float Floats __attribute__((vector_size(kVectorBytes / 2), aligned(sizeof(float)), may_alias));
+    constexpr int kHalf = kLanes<float> / 2;
+    const auto wide = [](const float* p) {
+        return __builtin_convertvector(*reinterpret_cast<const Floats*>(p), Vec<double>);
+    };
+    Vec<double> low[ROWS], high[ROWS];
+    for (int i = 0; i < ROWS; ++i) low[i] = wide(init + i * ldi), high[i] = wide(init + i * ldi + kHalf);
+    for (int64_t k = 0; k < depth; ++k, a += a_col, b += ldb) {
+        const Vec<double> b_low = wide(b), b_high = wide(b + kHalf);
+#pragma GCC unroll 4
+        for (int i = 0; i < ROWS; ++i) {
+            const Vec<double> x = splat(double(a[i * a_row]));
+            low[i] += x * b_low;
+            high[i] += x * b_high;
+        }
+    }
+    for (int i = 0; i < ROWS; ++i) {
+        *reinterpret_cast<Floats*>(c + i * ldc) = __builtin_convertvector(low[i], Floats);
+        *reinterpret_cast<Floats*>(c + i * ldc + kHalf) = __builtin_convertvector(high[i], Floats);
+    }
+}
+
 // The rows that are left when fewer than a full block remain.
 template <int ROWS, int VECTORS, bool HALF, typename T>
 inline void last_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb,
@@ -108,8 +144,15 @@ inline void last_rows(int64_t rows, int64_t depth, const T* a, int64_t a_row, in
 template <int VECTORS, bool HALF, typename T>
 void panel(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t ldb,
            const T* init, int64_t ldi, T* c, int64_t ldc) {
-    constexpr int kRows = kRowsFor[VECTORS + HALF];
     int64_t i = 0;
+    if constexpr (!kFused && VECTORS == 1 && std::is_same_v<T, float>) {
+        for (; i + 4 <= rows; i += 4)
+            exact_rows<4>(depth, a + i * a_row, a_row, a_col, b, ldb, init + i * ldi, ldi, c + i * ldc, ldc);
+        for (; i < rows; ++i)
+            exact_rows<1>(depth, a + i * a_row, a_row, a_col, b, ldb, init + i * ldi, ldi, c + i * ldc, ldc);
+        return;
+    }
+    constexpr int kRows = kRowsFor[VECTORS + HALF];
     for (; i + kRows <= rows; i += kRows)
         row_block<kRows, VECTORS, HALF>(depth, a + i * a_row, a_row, a_col, b, ldb, init + i * ldi, ldi, c + i * ldc,
                                         ldc);

@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "din_kernels/arrays.h"
 #include "common/isa.h"
+#include "din_kernels/arrays.h"
 
 namespace din_kernels::cpu {
 

@@ -26,13 +26,13 @@ template <>
 struct VecOf<float> {
     typedef float type __attribute__((vector_size(kVectorBytes)));
     typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-    typedef int32_t integer __attribute__((vector_size(kVectorBytes)));
+    typedef uint32_t integer __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct VecOf<double> {
     typedef double type __attribute__((vector_size(kVectorBytes)));
     typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
-    typedef int64_t integer __attribute__((vector_size(kVectorBytes)));
+    typedef uint64_t integer __attribute__((vector_size(kVectorBytes)));
 };
 template <typename T>
 using Vec = typename VecOf<T>::type;
@@ -116,7 +116,7 @@ inline Vec<float> exp(Vec<float> x) {
     V p = splat(1.0f / 5040);
     for (int i = 0; i < 7; ++i) p = p * r + kTaylor[i];
     using I = VecOf<float>::integer;
-    const I power = ((I)shifted << 23) + (127 << 23);  // the low bits of `shifted` hold n
+    const I power = ((I)shifted << 23) + (127u << 23);  // the low bits of `shifted` hold n
     return p * (V)power;
 }
 inline Vec<double> exp(Vec<double> x) {
@@ -134,7 +134,7 @@ inline Vec<double> exp(Vec<double> x) {
     V p = splat(1.0 / 6227020800.0);
     for (int i = 0; i < 13; ++i) p = p * r + kTaylor[i];
     using I = VecOf<double>::integer;
-    const I power = ((I)shifted << 52) + (int64_t(1023) << 52);
+    const I power = ((I)shifted << 52) + (uint64_t(1023) << 52);
     return p * (V)power;
 }
 
@@ -151,7 +151,7 @@ inline Vec<float> sigmoid(Vec<float> x) {
     V p = splat(1.53533620e-4f);
     for (int i = 0; i < 6; ++i) p = p * f + kPowers[i];
     using I = VecOf<float>::integer;
-    const I power = ((I)shifted << 23) + (127 << 23);  // the low bits of `shifted` hold n
+    const I power = ((I)shifted << 23) + (127u << 23);  // the low bits of `shifted` hold n
     return reciprocal(1 + p * (V)power);
 }
 inline Vec<double> sigmoid(Vec<double> x) { return 1 / (1 + exp(-x)); }

@@ -41,9 +41,12 @@ void pass(const Key& key, int64_t entries, int shift, int bits, int64_t chunks, 
 }
 
 template <typename Id>
-Buffer<uint64_t> sort(const Id* ids, int64_t entries, int64_t largest, int threads) {
+Buffer<uint64_t> sort(const Id* ids, int64_t entries, int threads) {
+    // Bits of the largest id: fewer of them save passes.
+    uint64_t any = 0;
+    for (int64_t i = 0; i < entries; ++i) any |= uint64_t(ids[i]);
     int id_bits = 1;
-    while (largest >> id_bits) ++id_bits;
+    while (any >> id_bits) ++id_bits;
     const int passes = (id_bits + kDigitBits - 1) / kDigitBits, bits = (id_bits + passes - 1) / passes;
     const int64_t chunks = std::clamp<int64_t>(entries / kChunk, 1, threads);
     Buffer<uint32_t> counts(chunks << bits);
@@ -60,9 +63,9 @@ Buffer<uint64_t> sort(const Id* ids, int64_t entries, int64_t largest, int threa
 
 }  // namespace
 
-Buffer<uint64_t> sorted_ids(const Ids& ids, int64_t entries, int64_t largest, int threads) {
-    if (ids.is_int64) return sort(static_cast<const int64_t*>(ids.data), entries, largest, threads);
-    return sort(static_cast<const int32_t*>(ids.data), entries, largest, threads);
+Buffer<uint64_t> sorted_ids(const Ids& ids, int64_t entries, int threads) {
+    if (ids.is_int64) return sort(static_cast<const int64_t*>(ids.data), entries, threads);
+    return sort(static_cast<const int32_t*>(ids.data), entries, threads);
 }
 
 }  // namespace din_kernels::cpu

@@ -8,8 +8,8 @@
 #include <immintrin.h>
 #endif
 
-#include "din_kernels/arrays.h"
 #include "common/simd.h"
+#include "din_kernels/arrays.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {

@@ -2,8 +2,8 @@
 // Included by kernels.cpp alone; internal linkage, as in simd.h.
 #pragma once
 
-#include "din_kernels/arrays.h"
 #include "common/prefetch.h"
+#include "din_kernels/arrays.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "din_kernels/dice.h"
 #include "common/kernel_table.h"
+#include "din_kernels/dice.h"
 
 namespace din_kernels::cpu {
 
@@ -22,8 +22,7 @@ constexpr int64_t kDiceStream = int64_t(16) << 20;
 template <typename S>
 struct DiceCall {
     using T = Wide<S>;
-    const DiceArgs<S>* args;
-    const DiceGrads<S>* grads;   // backward alone
+    const Dice& args;
     int64_t block_rows, padded;  // padded: Cp
     const T* alpha;              // [Cp], as all of the following
     const T* mean;
@@ -32,11 +31,15 @@ struct DiceCall {
     const T* mean_u;   // sum of u over the valid rows / n, with u = dL/dz; 0 in evaluation
     const T* mean_ud;  // r^2 sum of u (s - mean) / n; 0 in evaluation
     T* partials;       // [blocks, sums, Cp]
-    S* y;              // forward alone
+    // The call's arrays [N, C]; those that the pass does not use are null.
+    const S* x = static_cast<const S*>(args.x);
+    S* y = static_cast<S*>(args.y);
+    const S* grad_y = static_cast<const S*>(args.grad_y);
+    S* grad_x = static_cast<S*>(args.grad_x);
 
     int64_t first(int64_t block) const { return block * block_rows; }
-    int64_t last(int64_t block) const { return std::min(args->rows, (block + 1) * block_rows); }
-    bool valid(int64_t row) const { return !args->mask || args->mask[row]; }
+    int64_t last(int64_t block) const { return std::min(args.rows, (block + 1) * block_rows); }
+    bool valid(int64_t row) const { return !args.mask || args.mask[row]; }
 };
 
 constexpr int kStatistics = 3, kGradSums = 3;  // sums in partials

@@ -1,7 +1,7 @@
 // Statistics, values and gradients of Dice for a block of rows. Compiled once per ISA; exports one table.
 #include "common/activation.h"
-#include "dice/call.h"
 #include "common/storage.h"
+#include "dice/call.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
@@ -52,7 +52,7 @@ constexpr int64_t kAll = INT64_MAX;
 
 template <typename S>
 void clear_others(const DiceCall<S>& call, int64_t block, S* out) {
-    const int64_t channels = call.args->channels;
+    const int64_t channels = call.args.channels;
     for (int64_t i = call.first(block); i < call.last(block); ++i)
         if (!call.valid(i)) memset(out + i * channels, 0, size_t(channels) * sizeof(S));
 }
@@ -65,7 +65,7 @@ inline Dice<T> policy(const DiceCall<S>& call, int64_t at) {
 template <typename S>
 void statistics(const DiceCall<S>& call, int64_t block) {
     using T = Wide<S>;
-    const int64_t channels = call.args->channels;
+    const int64_t channels = call.args.channels;
     T* const m = call.partials + block * kStatistics * call.padded;
     T *const rest = m + call.padded, *const squares = rest + call.padded;
     memset(m, 0, size_t(kStatistics * call.padded) * sizeof(T));
@@ -77,7 +77,7 @@ void statistics(const DiceCall<S>& call, int64_t block) {
         found += T(count);
         for_columns<T>(channels, [&](auto columns) {
             Vec<T> sum = load(m + columns.at);
-            for (int r = 0; r < count; ++r) sum += columns.read(call.args->x + rows[r] * channels);
+            for (int r = 0; r < count; ++r) sum += columns.read(call.x + rows[r] * channels);
             store(m + columns.at, sum);
         });
     });
@@ -87,7 +87,7 @@ void statistics(const DiceCall<S>& call, int64_t block) {
             const Vec<T> around = load(m + columns.at);
             Vec<T> sum{}, square{};
             for (int r = 0; r < count; ++r) {
-                const Vec<T> d = columns.read(call.args->x + rows[r] * channels) - around;
+                const Vec<T> d = columns.read(call.x + rows[r] * channels) - around;
                 sum += d;
                 square += d * d;
             }
@@ -100,14 +100,14 @@ void statistics(const DiceCall<S>& call, int64_t block) {
 template <typename S, bool kStream>
 void forward(const DiceCall<S>& call, int64_t block) {
     using T = Wide<S>;
-    const int64_t channels = call.args->channels;
+    const int64_t channels = call.args.channels;
     clear_others(call, block, call.y);
     for_valid_rows(call, block, kAll, [&](const int64_t* rows, auto count) {
         for_columns<T>(channels, [&](auto columns) {
             const Dice<T> dice = policy<T>(call, columns.at);
             for (int r = 0; r < count; ++r)
                 columns.template write<kStream>(call.y + rows[r] * channels,
-                                                dice.value(columns.read(call.args->x + rows[r] * channels)));
+                                                dice.value(columns.read(call.x + rows[r] * channels)));
         });
     });
     if (kStream) streamed();
@@ -120,11 +120,11 @@ void forward(const DiceCall<S>& call, int64_t block) {
 template <typename S, bool kSums, bool kWrites, bool kStream>
 void backward(const DiceCall<S>& call, int64_t block) {
     using T = Wide<S>;
-    const int64_t channels = call.args->channels;
+    const int64_t channels = call.args.channels;
     T* const alpha = call.partials + block * kGradSums * call.padded;
     T *const u = alpha + call.padded, *const ud = u + call.padded;
     if (kSums) memset(alpha, 0, size_t(kGradSums * call.padded) * sizeof(T));
-    if (kWrites) clear_others(call, block, call.grads->x);
+    if (kWrites) clear_others(call, block, call.grad_x);
     for_valid_rows(call, block, kAll, [&](const int64_t* rows, auto count) {
         for_columns<T>(channels, [&](auto columns) {
             const Dice<T> dice = policy<T>(call, columns.at);
@@ -132,8 +132,8 @@ void backward(const DiceCall<S>& call, int64_t block) {
             const Vec<T> mean_u = load(call.mean_u + columns.at), mean_ud = load(call.mean_ud + columns.at);
             Vec<T> alpha_sum{}, u_sum{}, ud_sum{};
             for (int r = 0; r < count; ++r) {
-                const Vec<T> s = columns.read(call.args->x + rows[r] * channels);
-                const Vec<T> dy = columns.read(call.grads->y + rows[r] * channels);
+                const Vec<T> s = columns.read(call.x + rows[r] * channels);
+                const Vec<T> dy = columns.read(call.grad_y + rows[r] * channels);
                 const Vec<T> p = dice.p(s), left = dy * s * (1 - p);  // dL/dalpha
                 const Vec<T> through = gated * (left * p);            // dL/dz
                 if constexpr (kSums) {
@@ -143,7 +143,7 @@ void backward(const DiceCall<S>& call, int64_t block) {
                 }
                 if constexpr (kWrites) {
                     const Vec<T> centered = kSums ? through : through - mean_u - (s - dice.mean) * mean_ud;
-                    columns.template write<kStream>(call.grads->x + rows[r] * channels,
+                    columns.template write<kStream>(call.grad_x + rows[r] * channels,
                                                     dy * (dice.alpha + gated * p) + dice.inverse * centered);
                 }
             }
@@ -161,14 +161,14 @@ void backward(const DiceCall<S>& call, int64_t block) {
 template <typename S>
 void backward_rest(const DiceCall<S>& call, int64_t block) {
     using T = Wide<S>;
-    const int64_t channels = call.args->channels;
+    const int64_t channels = call.args.channels;
     for_valid_rows(call, block, kAll, [&](const int64_t* rows, auto count) {
         for_columns<T>(channels, [&](auto columns) {
             const Dice<T> dice = policy<T>(call, columns.at);
             const Vec<T> mean_u = load(call.mean_u + columns.at), mean_ud = load(call.mean_ud + columns.at);
             for (int r = 0; r < count; ++r) {
-                S* const dx = call.grads->x + rows[r] * channels;
-                const Vec<T> s = columns.read(call.args->x + rows[r] * channels);
+                S* const dx = call.grad_x + rows[r] * channels;
+                const Vec<T> s = columns.read(call.x + rows[r] * channels);
                 columns.write(dx, columns.read(dx) - dice.inverse * (mean_u + (s - dice.mean) * mean_ud));
             }
         });

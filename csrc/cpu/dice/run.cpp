@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "common/buffer.h"
-#include "dice/call.h"
+#include "common/dispatch.h"
 #include "common/parallel.h"
+#include "dice/call.h"
 
 namespace din_kernels {
 namespace cpu {
@@ -19,7 +20,7 @@ enum Number { kAlpha, kMean, kScale, kBias, kMeanU, kMeanUd, kNumbers };
 template <typename S>
 struct Problem {
     using T = Wide<S>;
-    const DiceArgs<S>& args;
+    const Dice& args;
     const int64_t block_rows = std::max<int64_t>(1, kDiceBlock / std::max<int64_t>(args.channels, 1));
     const int64_t blocks = (args.rows + block_rows - 1) / block_rows;
     const int64_t padded = (args.channels + kDicePad - 1) / kDicePad * kDicePad;
@@ -37,23 +38,25 @@ struct Problem {
         return found;
     }
     double divisor() const { return double(std::max<int64_t>(count, 1)); }
-    double root(int64_t c) const { return 1 / std::sqrt(double(args.var[c]) + args.eps); }
-    bool streams(const S* rows) const {
+    double root(int64_t c) const { return 1 / std::sqrt(double(static_cast<const T*>(args.var)[c]) + args.eps); }
+    bool streams(const void* rows) const {
         constexpr int64_t kLine = 64;
         const int64_t row = args.channels * int64_t(sizeof(S));
         return args.rows * row >= kDiceStream && row % kLine == 0 && reinterpret_cast<uintptr_t>(rows) % kLine == 0;
     }
     T* of(Number which) const { return numbers.data() + which * padded; }
     void prepare() const {
+        const T *alpha = static_cast<const T*>(args.alpha), *mean = static_cast<const T*>(args.mean);
+        const T *weight = static_cast<const T*>(args.weight), *bias = static_cast<const T*>(args.bias);
         for (int64_t c = 0; c < args.channels; ++c) {
-            of(kAlpha)[c] = args.alpha[c], of(kMean)[c] = args.mean[c];
-            of(kScale)[c] = T(root(c) * (args.weight ? double(args.weight[c]) : 1));
-            of(kBias)[c] = args.bias ? args.bias[c] : T(0);
+            of(kAlpha)[c] = alpha[c], of(kMean)[c] = mean[c];
+            of(kScale)[c] = T(root(c) * (weight ? double(weight[c]) : 1));
+            of(kBias)[c] = bias ? bias[c] : T(0);
         }
     }
     DiceCall<S> call(T* partials) const {
-        return {&args,      nullptr,   block_rows, padded,      of(kAlpha), of(kMean),
-                of(kScale), of(kBias), of(kMeanU), of(kMeanUd), partials,   nullptr};
+        return {args,       block_rows, padded,     of(kAlpha),  of(kMean),
+                of(kScale), of(kBias),  of(kMeanU), of(kMeanUd), partials};
     }
 };
 
@@ -80,74 +83,77 @@ void combine(const Problem<S>& problem, const Wide<S>* partials) {
         }
     }
     for (int64_t c = 0; c < channels; ++c) {
-        problem.args.mean[c] = Wide<S>(mean[c]);
-        problem.args.var[c] = Wide<S>(problem.count > 0 ? std::max(squares[c], 0.0) / n : 1);
+        static_cast<Wide<S>*>(problem.args.mean)[c] = Wide<S>(mean[c]);
+        static_cast<Wide<S>*>(problem.args.var)[c] = Wide<S>(problem.count > 0 ? std::max(squares[c], 0.0) / n : 1);
     }
 }
 
-}  // namespace
-}  // namespace cpu
-
-using namespace cpu;
-
 template <typename S>
-int64_t dice_forward(const DiceArgs<S>& args, S* y, int threads) {
+int64_t forward(const Dice& args, int threads) {
     const Problem<S> problem{args};
     const DiceKernels<S>& kernels = dice_kernels_here().of<S>();
     threads = usable_threads(threads, problem.blocks);
     const Buffer<Wide<S>> partials(args.training ? problem.blocks * kStatistics * problem.padded : 0);
-    DiceCall<S> call = problem.call(partials.data());
-    call.y = y;
+    const DiceCall<S> call = problem.call(partials.data());
     if (args.training) {
         parallel_for(threads, problem.blocks, [&](int64_t block, int) { kernels.statistics(call, block); });
         combine(problem, partials.data());
     }
     problem.prepare();
-    const auto forward = kernels.forward[problem.streams(y)];
+    const auto kernel = kernels.forward[problem.streams(args.y)];
     // The last blocks first: they are what the statistics left in the cache.
-    parallel_for(threads, problem.blocks, [&](int64_t block, int) { forward(call, problem.blocks - 1 - block); });
+    parallel_for(threads, problem.blocks, [&](int64_t block, int) { kernel(call, problem.blocks - 1 - block); });
     return problem.count;
 }
 
+// Gradients per channel, and mean_u and mean_ud for the gradient of x, from the sums of the blocks.
 template <typename S>
-void dice_backward(const DiceArgs<S>& args, const DiceGrads<S>& grads, int threads) {
+void finish_channels(const Problem<S>& problem, const Wide<S>* partials) {
     using T = Wide<S>;
-    const Problem<S> problem{args};
-    const DiceKernels<S>& kernels = dice_kernels_here().of<S>();
-    const int64_t channels = args.channels, padded = problem.padded;
-    threads = usable_threads(threads, problem.blocks);
-    problem.prepare();
-    const Buffer<T> partials(problem.blocks * kGradSums * padded);
-    DiceCall<S> call = problem.call(partials.data());
-    call.grads = &grads;
-    const auto first = (args.training ? kernels.backward_sums : kernels.backward)[problem.streams(grads.x)];
-    parallel_for(threads, problem.blocks, [&](int64_t block, int) { first(call, block); });
-
+    const Dice& args = problem.args;
+    const int64_t padded = problem.padded;
     std::vector<double> sums(kGradSums * padded);
     for (int64_t block = 0; block < problem.blocks; ++block) {
-        const T* part = partials.data() + block * kGradSums * padded;
+        const T* part = partials + block * kGradSums * padded;
         for (int64_t i = 0; i < kGradSums * padded; ++i) sums[i] += double(part[i]);
     }
+    T *alpha = static_cast<T*>(args.grad_alpha), *weight = static_cast<T*>(args.grad_weight);
+    T* bias = static_cast<T*>(args.grad_bias);
     const double n = problem.divisor();
-    for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t c = 0; c < args.channels; ++c) {
         const double root = problem.root(c), u = sums[padded + c], ud = sums[2 * padded + c];
-        grads.alpha[c] = T(sums[c]);
-        if (grads.weight) grads.weight[c] = T(root * ud);
-        if (grads.bias) grads.bias[c] = T(u);
+        alpha[c] = T(sums[c]);
+        if (weight) weight[c] = T(root * ud);
+        if (bias) bias[c] = T(u);
         problem.of(kMeanU)[c] = T(u / n);
         problem.of(kMeanUd)[c] = T(root * root * ud / n);
     }
+}
+
+template <typename S>
+void backward(const Dice& args, int threads) {
+    const Problem<S> problem{args};
+    const DiceKernels<S>& kernels = dice_kernels_here().of<S>();
+    threads = usable_threads(threads, problem.blocks);
+    problem.prepare();
+    const Buffer<Wide<S>> partials(problem.blocks * kGradSums * problem.padded);
+    const DiceCall<S> call = problem.call(partials.data());
+    const auto first = (args.training ? kernels.backward_sums : kernels.backward)[problem.streams(args.grad_x)];
+    parallel_for(threads, problem.blocks, [&](int64_t block, int) { first(call, block); });
+    finish_channels(problem, partials.data());
     if (!args.training) return;
     parallel_for(threads, problem.blocks,
                  [&](int64_t block, int) { kernels.backward_rest(call, problem.blocks - 1 - block); });
 }
 
-#define DIN_KERNELS_INSTANTIATE(S)                              \
-    template int64_t dice_forward(const DiceArgs<S>&, S*, int); \
-    template void dice_backward(const DiceArgs<S>&, const DiceGrads<S>&, int);
-DIN_KERNELS_INSTANTIATE(float)
-DIN_KERNELS_INSTANTIATE(double)
-DIN_KERNELS_INSTANTIATE(BFloat16)
-DIN_KERNELS_INSTANTIATE(Float16)
+}  // namespace
+}  // namespace cpu
+
+int64_t dice_forward(const Dice& call, int threads) {
+    return cpu::with_dtype(call.dtype, [&](auto zero) { return cpu::forward<decltype(zero)>(call, threads); });
+}
+void dice_backward(const Dice& call, int threads) {
+    cpu::with_dtype(call.dtype, [&](auto zero) { cpu::backward<decltype(zero)>(call, threads); });
+}
 
 }  // namespace din_kernels

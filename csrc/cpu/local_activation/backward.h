@@ -10,46 +10,69 @@
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
 
-// sum_r w_r dw_r = <g, pooled> + sum_r w_r gw_r over the candidate's whole history, softmax only. In double: every ds
-// is the difference to it, and their sum would be 0.
+// From scores to their gradients, for one candidate tile by tile. With softmax
+//   ds = scale w (dw - mean),  mean = sum_r w_r dw_r = <g, pooled> + sum_r w_r gw_r  over the candidate's whole
+//   history.
 template <typename T>
-T softmax_mean(const LocalActivationArgs<T>& args, const Entry& entry) {
-    double mean = 0;
-    const T *g = args.grad_pooled + entry.query * args.dim, *pooled = args.pooled + entry.query * args.dim;
-    for (int64_t d = 0; d < args.dim; ++d) mean += double(g[d]) * pooled[d];
-    if (args.grad_pair_weights)
-        for (int64_t r = 0; r < entry.history_rows; ++r)
-            mean += double(args.pair_weights[entry.history_pair + r]) * args.grad_pair_weights[entry.history_pair + r];
-    return T(mean);
-}
-
-// For rows of one entry with scores s: weights into s (in place), ds into dscores, drows = w g. `mean` is softmax_mean,
-// and `residual` what the rows before have of sum_r w_r (dw_r - mean), which would be 0 over the whole history if
-// pooled were exact: with `last` these rows take it, since gradients of the last layer are sums over terms that cancel.
-template <typename T>
-void score_gradients(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, const Entry& entry, int64_t offset,
-                     int64_t rows, const T* tile, const T* g, T mean, bool last, double& residual, T* scores,
-                     T* dscores, T* drows) {
-    const bool softmax = args.normalize == Normalize::kSoftmax;
-    double total = 0;
-    for (int64_t t = 0; t < rows; ++t) {
-        Vec<T> dot = {};
-        for (int64_t d = 0; d < m.dim_p; d += kLanes<T>) dot += load(g + d) * load(tile + t * m.dim_p + d);
-        T dw = sum<T>(dot);
-        if (args.grad_pair_weights) dw += args.grad_pair_weights[entry.pair + offset + t];
-        T weight = softmax ? exp(splat(T(scores[t] - args.logsumexp[entry.query])))[0] : scores[t];
-        T ds = softmax ? weight * (dw - mean) : dw;
-        if (!counts(args, entry.position + offset + t)) weight = ds = 0;
-        total += weight;
-        residual += ds;
-        scores[t] = weight;
-        dscores[t] = args.scale * ds;
-        for (int64_t d = 0; d < m.dim_p; d += kLanes<T>) store(drows + t * m.dim_p + d, load(g + d) * weight);
+class ScoreGradients {
+ public:
+    // gradient [Dp]: room for g = dL/dpooled.
+    ScoreGradients(const Call<T>& call, const Entry& entry, T* gradient)
+        : call_(call), entry_(entry), softmax_(call.args.normalize == Normalize::kSoftmax), g_(gradient) {
+        copy_row(call.grad_pooled + entry.query * call.args.dim, call.args.dim, call.mlp.dim_p, gradient);
+        mean_ = softmax_ ? softmax_mean() : T(0);
     }
-    if (!softmax || !last || total == 0) return;
-    const T share = T(double(args.scale) * residual / total);
-    for (int64_t t = 0; t < rows; ++t) dscores[t] -= scores[t] * share;
-}
+
+    // For rows offset .. offset + rows of the entry, a tile [rows, Dp]: scores become weights in place, their gradients
+    // go to dscores, and w g to drows [rows, Dp]. `last`: these rows are the last of the candidate's whole history.
+    void take(int64_t offset, int64_t rows, bool last, const T* tile, T* scores, T* dscores, T* drows) {
+        double total = 0;
+        for (int64_t t = 0; t < rows; ++t) {
+            const T dw = weight_gradient(offset + t, tile + t * call_.mlp.dim_p);
+            T weight = softmax_ ? exp(splat(T(scores[t] - call_.args.logsumexp[entry_.query])))[0] : scores[t];
+            T ds = softmax_ ? weight * (dw - mean_) : dw;
+            if (!has_weight(call_.args, entry_.position + offset + t)) weight = ds = 0;
+            total += weight;
+            residual_ += ds;
+            scores[t] = weight;
+            dscores[t] = call_.scale * ds;
+            T* const drow = drows + t * call_.mlp.dim_p;
+            for (int64_t d = 0; d < call_.mlp.dim_p; d += kLanes<T>) store(drow + d, load(g_ + d) * weight);
+        }
+        if (!softmax_ || !last || total == 0) return;
+        const T share = T(double(call_.args.scale) * residual_ / total);
+        for (int64_t t = 0; t < rows; ++t) dscores[t] -= scores[t] * share;
+    }
+
+ private:
+    // In double: every ds is the difference to it, and their sum would be 0.
+    T softmax_mean() const {
+        const int64_t dim = call_.args.dim;
+        const T* const pooled = call_.pooled + entry_.query * dim;
+        double mean = 0;
+        for (int64_t d = 0; d < dim; ++d) mean += double(g_[d]) * pooled[d];
+        if (call_.grad_pair_weights)
+            for (int64_t r = entry_.history_pair; r < entry_.history_pair + entry_.history_rows; ++r)
+                mean += double(call_.pair_weights[r]) * call_.grad_pair_weights[r];
+        return T(mean);
+    }
+    // dw = <g, k> + gw of one row.
+    T weight_gradient(int64_t row, const T* k) const {
+        Vec<T> dot = {};
+        for (int64_t d = 0; d < call_.mlp.dim_p; d += kLanes<T>) dot += load(g_ + d) * load(k + d);
+        const T dw = sum<T>(dot);
+        return call_.grad_pair_weights ? dw + call_.grad_pair_weights[entry_.pair + row] : dw;
+    }
+
+    const Call<T>& call_;
+    const Entry& entry_;
+    const bool softmax_;
+    const T* g_;
+    T mean_;
+    // sum_r w_r (dw_r - mean) of the rows so far. Over the whole history it would be 0 if pooled were exact. The last
+    // rows take it, since gradients of the last layer are sums over terms that cancel.
+    double residual_ = 0;
+};
 
 // out[width] += column sums of x[rows, width]. The tile is added up first: a running sum over all pairs would lose
 // more.
@@ -77,8 +100,9 @@ inline void add_through_statistics(const PackedMlp<T>& m, int l, int64_t rows, c
 // From dscores down to dz[0]; weight, bias and activation gradients of layers 1 .. hidden on the way. With `only` below
 // hidden, down to the activation parameters of that layer, the gradients of others left incomplete.
 template <typename T>
-void mlp_backward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t rows, int only, Workspace<T>& w,
-                  const PartialGrads<T>& grads) {
+void mlp_backward(const Call<T>& call, int64_t rows, int only, Workspace<T>& w, const PartialGrads<T>& grads) {
+    const LocalActivation& args = call.args;
+    const PackedMlp<T>& m = call.mlp;
     const int64_t out = m.width_p[m.hidden];
     const bool everything = only == m.hidden;
     for (int64_t t = 0; t < rows; ++t) {
@@ -105,7 +129,7 @@ void mlp_backward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int
 template <typename T>
 void write_history_gradients(const Call<T>& call, const Entry& entry, int64_t offset, int64_t rows, const T* drows,
                              T* shared) {
-    const LocalActivationArgs<T>& args = *call.args;
+    const LocalActivation& args = call.args;
     const int64_t dim = args.dim, dim_p = call.mlp.dim_p;
     for (int64_t t = 0; t < rows; ++t) {
         const T* row = drows + t * dim_p;
@@ -119,7 +143,7 @@ void write_history_gradients(const Call<T>& call, const Entry& entry, int64_t of
         if (entry.grad_row >= 0)
             copy_values(row, dim, call.partial_rows + (entry.grad_row + offset + t) * dim);
         else
-            write_row_grad(args.rows, args.grad_rows, args.storage, row_at(args, entry.position + offset + t), row);
+            write_row_grad(args.history, args.grad_history, args.dtype, row_at(args, entry.position + offset + t), row);
     }
 }
 
@@ -132,56 +156,62 @@ inline void transpose(const PackedMlp<T>& m, const T* in, T* out) {
     }
 }
 
+// dWk' += dA, dWp += dA diag(q), dq += sum_h Wp[h] * dA[h]
+template <typename T>
+void unfold_gradient(const PackedMlp<T>& m, const T* da, const T* q, const PartialGrads<T>& grads, T* dq) {
+    for (int64_t h = 0; h < m.width[0]; ++h)
+        for (int64_t d = h * m.dim_p, e = 0; e < m.dim_p; d += kLanes<T>, e += kLanes<T>) {
+            const Vec<T> dah = load(da + d);
+            store(grads.weight_k + d, load(grads.weight_k + d) + dah);
+            store(grads.weight_qk + d, load(grads.weight_qk + d) + dah * load(q + e));
+            store(dq + e, load(dq + e) + dah * load(m.weight_qk + d));
+        }
+}
+
 // Long history: A folded once; dA of the run, then its shares for Wk', Wp and q. With outer features dA^T is left in
 // the round, where the shares of all entries are taken together.
 template <typename T>
 void backward_folded(const Call<T>& call, const Block<T>& block, int64_t at, int64_t i, int only, Workspace<T>& w,
                      const PartialGrads<T>& grads) {
-    const LocalActivationArgs<T>& args = *call.args;
     const PackedMlp<T>& m = call.mlp;
     const Entry& entry = call.plan->entries[at];
-    const int64_t h1 = m.width_p[0];
-    const bool outer = args.features == Features::kOuter, everything = only == m.hidden;
-    const T* q = w.queries + i * m.dim_p;
+    const int64_t h1 = m.width_p[0], dim_p = m.dim_p, one = 1, same = 0;
+    const bool outer = call.args.features == Features::kOuter, everything = only == m.hidden;
+    const bool history_needed = everything && call.args.grad_history.needed, whole = entry.partial < 0;
+    const T* q = w.queries + i * dim_p;
     T* outer_da = call.outer.folded_t + (block.slot + at - block.first) * m.dim * h1;
-    copy_row(args.grad_pooled + entry.query * m.dim, m.dim, m.dim_p, w.gradient);
-    const T mean = args.normalize == Normalize::kSoftmax ? softmax_mean(args, entry) : T(0);
-    const bool whole = entry.partial < 0;
-    double residual = 0;
+    ScoreGradients<T> score(call, entry, w.gradient);
     folded_tiles(call, block, at, i, w, [&](int64_t t, const T* tile, int64_t rows) {
-        if (t == 0 && everything && args.grad_rows.needed) {
-            if (outer)
-                transpose(m, w.folded_t, w.folded);
-            else
-                fold(m, q, w.folded);
-        }
-        mlp_forward(args, m, rows, w);
-        score_gradients(args, m, entry, t, rows, tile, w.gradient, mean, whole && t + rows == entry.rows, residual,
-                        w.scores, w.dscores, w.drows);
-        mlp_backward(args, m, rows, only, w, grads);
+        // A [H1, Dp], whose rows the history's gradient reads, is made once.
+        if (t == 0 && history_needed) outer ? transpose(m, w.folded_t, w.folded) : fold(m, q, w.folded);
+        mlp_forward(call, rows, w);
+        score.take(t, rows, whole && t + rows == entry.rows, tile, w.scores, w.dscores, w.drows);
+        mlp_backward(call, rows, only, w, grads);
         if (!everything) return;
+        // dc += column sums of dz1, dA += dz1^T K; the first tile starts from zeros.
         add_columns(w.dz[0], rows, h1, w.dc + i * h1);
         if (outer)
-            gemm(m.dim, m.width[0], rows, tile, int64_t(1), m.dim_p, w.dz[0], h1, t ? outer_da : m.zeros,
-                 t ? h1 : int64_t(0), outer_da, h1);
+            gemm(m.dim, m.width[0], rows, tile, one, dim_p, w.dz[0], h1, t ? outer_da : m.zeros, t ? h1 : same,
+                 outer_da, h1);
         else
-            gemm(m.width[0], m.dim, rows, w.dz[0], int64_t(1), h1, tile, m.dim_p, t ? w.da : m.zeros,
-                 t ? m.dim_p : int64_t(0), w.da, m.dim_p);
-        if (args.grad_rows.needed) {
-            gemm(rows, m.dim, m.width[0], w.dz[0], h1, int64_t(1), w.folded, m.dim_p, w.drows, m.dim_p, w.drows,
-                 m.dim_p);
-            write_history_gradients(call, entry, t, rows, w.drows, w.shared_rows);
-        }
+            gemm(m.width[0], m.dim, rows, w.dz[0], one, h1, tile, dim_p, t ? w.da : m.zeros, t ? dim_p : same, w.da,
+                 dim_p);
+        if (!history_needed) return;
+        // dK = w g + dz1 A
+        gemm(rows, m.dim, m.width[0], w.dz[0], h1, one, w.folded, dim_p, w.drows, dim_p, w.drows, dim_p);
+        write_history_gradients(call, entry, t, rows, w.drows, w.shared_rows);
     });
-    if (outer || !everything) return;
-    // dWk' += dA, dWp += dA diag(q), dq += sum_h Wp[h] * dA[h]
-    T* dq = w.dq + i * m.dim_p;
-    for (int64_t h = 0; h < m.width[0]; ++h)
-        for (int64_t d = h * m.dim_p, e = 0; e < m.dim_p; d += kLanes<T>, e += kLanes<T>) {
-            const Vec<T> da = load(w.da + d);
-            store(grads.history + d, load(grads.history + d) + da);
-            store(grads.product + d, load(grads.product + d) + da * load(q + e));
-            store(dq + e, load(dq + e) + da * load(m.product + d));
+    if (!outer && everything) unfold_gradient(m, w.da, q, grads, w.dq + i * dim_p);
+}
+
+// dk += q * dx, dq += sum_t k_t * dx_t for the rows of one candidate in a flat tile, with dx the gradient of q * k.
+template <typename T>
+void unfold_products(const PackedMlp<T>& m, const Workspace<T>& w, int64_t first, int64_t rows, const T* q, T* dq) {
+    for (int64_t t = first; t < first + rows; ++t)
+        for (int64_t d = t * m.dim_p, e = 0; e < m.dim_p; d += kLanes<T>, e += kLanes<T>) {
+            const Vec<T> dproduct = load(w.dproduct + d);
+            store(w.drows + d, load(w.drows + d) + load(q + e) * dproduct);
+            store(dq + e, load(dq + e) + load(w.tile + d) * dproduct);
         }
 }
 
@@ -189,49 +219,36 @@ void backward_folded(const Call<T>& call, const Block<T>& block, int64_t at, int
 template <typename T>
 void backward_flat(const Call<T>& call, int64_t chunk, const Stretch* stretches, int64_t used, int64_t rows, int only,
                    Workspace<T>& w, const PartialGrads<T>& grads) {
-    const LocalActivationArgs<T>& args = *call.args;
     const PackedMlp<T>& m = call.mlp;
-    const int64_t h1 = m.width_p[0];
-    mlp_forward(args, m, rows, w);
+    const int64_t h1 = m.width_p[0], dim_p = m.dim_p, one = 1, same = 0;
+    const bool history_needed = call.args.grad_history.needed;
+    mlp_forward(call, rows, w);
     for (int64_t s = 0; s < used; ++s) {
         const Entry& entry = call.plan->entries[chunk + stretches[s].index];
         const int64_t row = stretches[s].tile_row;
-        copy_row(args.grad_pooled + entry.query * m.dim, m.dim, m.dim_p, w.gradient);
-        const T mean = args.normalize == Normalize::kSoftmax ? softmax_mean(args, entry) : T(0);
-        double residual = 0;
-        score_gradients(args, m, entry, 0, entry.rows, w.tile + row * m.dim_p, w.gradient, mean, true, residual,
-                        w.scores + row, w.dscores + row, w.drows + row * m.dim_p);
+        ScoreGradients<T> score(call, entry, w.gradient);
+        score.take(0, entry.rows, true, w.tile + row * dim_p, w.scores + row, w.dscores + row, w.drows + row * dim_p);
     }
-    mlp_backward(args, m, rows, only, w, grads);
+    mlp_backward(call, rows, only, w, grads);
     if (only < m.hidden) return;
-    gemm(m.width[0], m.dim, rows, w.dz[0], int64_t(1), h1, w.tile, m.dim_p, grads.history, m.dim_p, grads.history,
-         m.dim_p);
-    gemm(m.width[0], m.dim, rows, w.dz[0], int64_t(1), h1, w.product, m.dim_p, grads.product, m.dim_p, grads.product,
-         m.dim_p);
-    gemm(rows, m.dim, m.width[0], w.dz[0], h1, int64_t(1), m.product, m.dim_p, m.zeros, int64_t(0), w.dproduct,
-         m.dim_p);
-    if (args.grad_rows.needed)
-        gemm(rows, m.dim, m.width[0], w.dz[0], h1, int64_t(1), m.history, m.dim_p, w.drows, m.dim_p, w.drows, m.dim_p);
+    // dWk' += dz1^T K, dWp += dz1^T (q * K), d(q * K) = dz1 Wp, dK = w g + dz1 Wk'
+    gemm(m.width[0], m.dim, rows, w.dz[0], one, h1, w.tile, dim_p, grads.weight_k, dim_p, grads.weight_k, dim_p);
+    gemm(m.width[0], m.dim, rows, w.dz[0], one, h1, w.products, dim_p, grads.weight_qk, dim_p, grads.weight_qk, dim_p);
+    gemm(rows, m.dim, m.width[0], w.dz[0], h1, one, m.weight_qk, dim_p, m.zeros, same, w.dproduct, dim_p);
+    if (history_needed)
+        gemm(rows, m.dim, m.width[0], w.dz[0], h1, one, m.weight_k, dim_p, w.drows, dim_p, w.drows, dim_p);
     for (int64_t s = 0; s < used; ++s) {
         const int64_t i = stretches[s].index, row = stretches[s].tile_row;
         const Entry& entry = call.plan->entries[chunk + i];
         add_columns(w.dz[0] + row * h1, entry.rows, h1, w.dc + i * h1);
-        T *q = w.queries + i * m.dim_p, *dq = w.dq + i * m.dim_p;
-        // dk += q * dproduct, dq += sum_t k_t * dproduct_t
-        for (int64_t t = row; t < row + entry.rows; ++t)
-            for (int64_t d = t * m.dim_p, e = 0; e < m.dim_p; d += kLanes<T>, e += kLanes<T>) {
-                const Vec<T> dproduct = load(w.dproduct + d);
-                store(w.drows + d, load(w.drows + d) + load(q + e) * dproduct);
-                store(dq + e, load(dq + e) + load(w.tile + d) * dproduct);
-            }
-        if (args.grad_rows.needed)
-            write_history_gradients(call, entry, 0, entry.rows, w.drows + row * m.dim_p, w.shared_flat);
+        unfold_products(m, w, row, entry.rows, w.queries + i * dim_p, w.dq + i * dim_p);
+        if (history_needed) write_history_gradients(call, entry, 0, entry.rows, w.drows + row * dim_p, w.shared_flat);
     }
 }
 
 template <typename T>
 void backward_block(const Call<T>& call, const Block<T>& block, int only, const PartialGrads<T>& grads) {
-    const LocalActivationArgs<T>& args = *call.args;
+    const LocalActivation& args = call.args;
     const PackedMlp<T>& m = call.mlp;
     const int64_t h1 = m.width_p[0];
     Workspace<T> w;
@@ -248,10 +265,10 @@ void backward_block(const Call<T>& call, const Block<T>& block, int only, const 
         if (only < m.hidden) return;
         // db1 += dc, dWq += dc q^T, dq += (Wq + Wd)^T dc
         add_columns(w.dc, count, h1, grads.bias[0]);
-        gemm(m.width[0], m.dim, count, w.dc, int64_t(1), h1, w.queries, m.dim_p, grads.query, m.dim_p, grads.query,
-             m.dim_p);
+        gemm(m.width[0], m.dim, count, w.dc, int64_t(1), h1, w.queries, m.dim_p, grads.weight_q, m.dim_p,
+             grads.weight_q, m.dim_p);
         if (!args.grad_query.needed) return;
-        gemm(count, m.dim, m.width[0], w.dc, h1, int64_t(1), m.query, m.dim_p, w.dq, m.dim_p, w.dq, m.dim_p);
+        gemm(count, m.dim, m.width[0], w.dc, h1, int64_t(1), m.weight_q, m.dim_p, w.dq, m.dim_p, w.dq, m.dim_p);
         for (int64_t i = 0; i < count; ++i) {
             const Entry& entry = call.plan->entries[chunk + i];
             const T* dq = w.dq + i * m.dim_p;
@@ -260,7 +277,7 @@ void backward_block(const Call<T>& call, const Block<T>& block, int only, const 
             else if (entry.partial >= 0)
                 copy_values(dq, m.dim, call.partial_sums + entry.partial * m.dim);
             else
-                write_row_grad(args.query, args.grad_query, kStorageOf<T>, entry.query, dq);
+                write_row_grad(args.query, args.grad_query, kDTypeOf<T>, entry.query, dq);
         }
     });
 }

@@ -3,33 +3,37 @@
 
 #include <cstdint>
 
-#include "din_kernels/local_activation.h"
 #include "common/kernel_table.h"
+#include "din_kernels/local_activation.h"
 #include "local_activation/plan.h"
 
 namespace din_kernels::cpu {
 
-// The MLP packed once per call; p marks a width padded with zeros to the vector. With W1 = [Wq, Wk, Wd, Wp]:
-//   z1 = (Wk - Wd) k + Wp (q * k) + (Wq + Wd) q + b1        (concat; product has no Wd)
-//   z1 = (Wk + sum_j Wo[:, j, :] q_j) k + Wq q + b1         (outer)
+// The MLP packed once per call. The blocks of the first weight are W1 = [Wq, Wk, Wd, Wp] for concat, [Wq, Wk, Wp] for
+// product and [Wq, Wk, Wo] for outer features. Wd, of q - k, is folded into its neighbours:
+//   z1 = (Wk - Wd) k + Wp (q * k) + (Wq + Wd) q + b1        weight_k = Wk - Wd, weight_qk = Wp, weight_q = Wq + Wd
+//   z1 = (Wk + sum_j Wo[:, j, :] q_j) k + Wq q + b1         weight_k = Wk, weight_outer = Wo, weight_q = Wq
+// A p marks a width that is padded with zeros to the vector, here D = 5 and 8 lanes:
+//
+//     weight_k [H1, Dp]     | w w w w w 0 0 0 |     a row per channel; with _t [D, H1p] a row per d
 template <typename T>
 struct PackedMlp {
     int hidden;                     // hidden layers; layer `hidden` is the output layer of width 1
     int64_t dim, dim_p;             // D
     int64_t width[kMaxHidden + 1];  // H of each layer
     int64_t width_p[kMaxHidden + 1];
-    const T* history_t;                           // [D, H1p]: (Wk - Wd)^T
-    const T* product_t;                           // [D, H1p]: Wp^T
-    const T* query_t;                             // [D, H1p]: (Wq + Wd)^T
-    const T* outer_t;                             // [D (of k), D (of q), H1p]
+    const T* weight_k_t;                          // [D, H1p]: (Wk - Wd)^T
+    const T* weight_qk_t;                         // [D, H1p]: Wp^T
+    const T* weight_q_t;                          // [D, H1p]: (Wq + Wd)^T
+    const T* weight_outer_t;                      // [D (of k), D (of q), H1p]
     const T* weight_t[kMaxHidden + 1];            // layer l >= 1: [H(l-1), H(l)p]
     const T* bias[kMaxHidden + 1];                // [Hp]
     const T* params[kMaxHidden + 1][kMaxParams];  // [Hp]; Dice: alpha, mean, 1 / sqrt(var + eps)
     // backward only
-    const T* history;                 // [H1, Dp]: Wk - Wd
-    const T* product;                 // [H1, Dp]: Wp
-    const T* query;                   // [H1, Dp]: Wq + Wd
-    const T* outer;                   // [D (of k), H1, Dp (of q)]
+    const T* weight_k;                // [H1, Dp]: Wk - Wd
+    const T* weight_qk;               // [H1, Dp]: Wp
+    const T* weight_q;                // [H1, Dp]: Wq + Wd
+    const T* weight_outer;            // [D (of k), H1, Dp (of q)]
     const T* weight[kMaxHidden + 1];  // layer l >= 1: [H(l), H(l-1)p]
     const T* zeros;                   // as wide as anything
     // Dice in training: dz += through_mean + through_var (z - mean), what flows through the batch statistics
@@ -39,9 +43,9 @@ struct PackedMlp {
 // Weight gradients of one block, later summed over the blocks in order.
 template <typename T>
 struct PartialGrads {
-    T* history;                             // [H1, Dp]: sum dz1 k^T
-    T* product;                             // [H1, Dp]: sum dz1 (q * k)^T
-    T* query;                               // [H1, Dp]: sum dc q^T
+    T* weight_k;                            // [H1, Dp]: sum dz1 k^T
+    T* weight_qk;                           // [H1, Dp]: sum dz1 (q * k)^T
+    T* weight_q;                            // [H1, Dp]: sum dc q^T
     T* weight[kMaxHidden + 1];              // layer l >= 1: [H(l), H(l-1)p]
     T* bias[kMaxHidden + 1];                // [Hp]
     T* params[kMaxHidden + 1][kMaxParams];  // [Hp]
@@ -57,22 +61,29 @@ struct Moments {
 // the round has the i-th of each. `slot` is the place in the round of a block's first entry.
 template <typename T>
 struct OuterRound {
-    int64_t count;    // entries
-    T* queries;       // [count, Dp]
-    T* folded_t;      // [count, D, H1p]: A^T; backward leaves dA^T there
-    T* grad_queries;  // [count, Dp]
-    T* grad_outer;    // [D (of k), D (of q), H1p], sums over rounds
-    T* grad_history;  // [D, H1p]
+    int64_t count;         // entries
+    T* queries;            // [count, Dp]
+    T* folded_t;           // [count, D, H1p]: A^T; backward leaves dA^T there
+    T* grad_queries;       // [count, Dp]
+    T* grad_weight_outer;  // [D (of k), D (of q), H1p], sums over rounds
+    T* grad_weight_k;      // [D, H1p]
 };
 
+// The call with its arrays of the arithmetic type T, its packed weights and its plan.
 template <typename T>
 struct Call {
-    const LocalActivationArgs<T>* args;
-    PackedMlp<T> mlp;
-    const Plan* plan;
-    T* partial_sums;  // forward [partials, Dp + 2]: pooled, top, total; backward [partials, D]: gradients of the query
-    T* partial_rows;  // [partial_rows, D] gradients of histories that several blocks share
-    OuterRound<T> outer;
+    const LocalActivation& args;
+    T scale = T(args.scale);
+    T* pooled = static_cast<T*>(args.pooled);                                    // [Q, D]
+    T* pair_weights = static_cast<T*>(args.pair_weights);                        // [total_pairs]
+    const T* grad_pooled = static_cast<const T*>(args.grad_pooled);              // [Q, D]
+    const T* grad_pair_weights = static_cast<const T*>(args.grad_pair_weights);  // [total_pairs] or null
+    PackedMlp<T> mlp{};
+    const Plan* plan = nullptr;
+    T* partial_sums =
+        nullptr;  // forward [partials, Dp + 2]: pooled, top, total; backward [partials, D]: gradients of the query
+    T* partial_rows = nullptr;  // [partial_rows, D] gradients of histories that several blocks share
+    OuterRound<T> outer{};
 };
 
 // A block's entries `first` .. `last` of the plan, and the memory that stays with it.
@@ -97,9 +108,9 @@ struct Kernels {
     void (*outer_fold)(const Call<T>&, int64_t d);
     void (*outer_weight_gradients)(const Call<T>&, int64_t d);
     void (*outer_query_gradients)(const Call<T>&, int64_t first, int64_t last);
-    void (*fetch_query)(const LocalActivationArgs<T>&, int64_t query, int64_t dim_p, T* to);
-    void (*write_query_grad)(const LocalActivationArgs<T>&, int64_t query, const T* from);
-    void (*write_history_grad)(const LocalActivationArgs<T>&, int64_t row, const T* from);
+    void (*fetch_query)(const LocalActivation&, int64_t query, int64_t dim_p, T* to);
+    void (*write_query_grad)(const LocalActivation&, int64_t query, const T* from);
+    void (*write_history_grad)(const LocalActivation&, int64_t row, const T* from);
 };
 
 DIN_KERNELS_TABLES(ArithmeticTable<Kernels>, local_activation_kernels)

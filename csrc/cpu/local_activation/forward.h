@@ -21,19 +21,18 @@ inline void start(const PackedMlp<T>& m, Pooling<T>& p) {
 }
 
 // Whether the row at `position` has a weight. Selecting by it, never multiplying, keeps what is masked out of the sums.
-template <typename T>
-inline bool counts(const LocalActivationArgs<T>& args, int64_t position) {
+inline bool has_weight(const LocalActivation& args, int64_t position) {
     return !args.row_mask || args.row_mask[row_at(args, position)];
 }
 
 // sum += w^T K for `rows` rows from `position` with scores s; without normalization w = s.
 template <typename T>
-void pool(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t position, const T* tile, T* scores,
-          int64_t rows, T* returned, Pooling<T>& p) {
+void pool(const LocalActivation& args, const PackedMlp<T>& m, int64_t position, const T* tile, T* scores, int64_t rows,
+          T* returned, Pooling<T>& p) {
     const bool masked = args.row_mask;
     const auto drop_masked = [&] {
         for (int64_t t = 0; masked && t < rows; ++t)
-            if (!counts(args, position + t)) scores[t] = 0;
+            if (!has_weight(args, position + t)) scores[t] = 0;
     };
     if (args.normalize == Normalize::kNone) drop_masked();
     if (returned)
@@ -41,7 +40,7 @@ void pool(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t pos
     if (args.normalize == Normalize::kSoftmax) {
         T top = p.top;
         for (int64_t t = 0; t < rows; ++t)
-            if (!(scores[t] <= top) && counts(args, position + t)) top = scores[t];  // NaN is taken over, and stays
+            if (!(scores[t] <= top) && has_weight(args, position + t)) top = scores[t];  // NaN is taken over, and stays
         const T rescale = p.total == 0 ? T(0) : exp(splat(p.top - top))[0];
         p.total *= rescale;
         for (int64_t d = 0; d < m.dim_p; d += kLanes<T>) store(p.sum + d, load(p.sum + d) * rescale);
@@ -55,7 +54,7 @@ void pool(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t pos
 
 template <typename T>
 void finish(const Call<T>& call, const Entry& entry, Pooling<T>& p) {
-    const LocalActivationArgs<T>& args = *call.args;
+    const LocalActivation& args = call.args;
     const PackedMlp<T>& m = call.mlp;
     if (entry.partial >= 0) {
         T* slot = call.partial_sums + entry.partial * (m.dim_p + 2);
@@ -71,22 +70,22 @@ void finish(const Call<T>& call, const Entry& entry, Pooling<T>& p) {
         // Not exp(s - logsumexp): of scores near 1e4 that is rounded to 1e-3, which would scale all weights.
         if (entry.pair >= 0)
             for (int64_t t = 0; t < entry.rows; ++t) {
-                T& weight = args.pair_weights[entry.pair + t];
-                weight = counts(args, entry.position + t) ? exp(splat(weight - p.top))[0] / p.total : T(0);
+                T& weight = call.pair_weights[entry.pair + t];
+                weight = has_weight(args, entry.position + t) ? exp(splat(weight - p.top))[0] / p.total : T(0);
             }
     }
-    copy_values(p.sum, m.dim, args.pooled + entry.query * m.dim);
+    copy_values(p.sum, m.dim, call.pooled + entry.query * m.dim);
 }
 
 template <typename T>
 void forward_block(const Call<T>& call, const Block<T>& block) {
-    const LocalActivationArgs<T>& args = *call.args;
+    const LocalActivation& args = call.args;
     const PackedMlp<T>& m = call.mlp;
     Workspace<T> w;
     w.lay_out(m, block.memory, false, 0);
     Pooling<T> pooling{0, 0, w.pooled};
     const auto returned = [&](const Entry& e, int64_t t) {
-        return e.pair < 0 ? nullptr : args.pair_weights + e.pair + t;
+        return e.pair < 0 ? nullptr : call.pair_weights + e.pair + t;
     };
 
     for_chunks(call, block, w, [&](int64_t chunk, int64_t count) {
@@ -95,13 +94,13 @@ void forward_block(const Call<T>& call, const Block<T>& block) {
             if (entry.rows < w.fold_from) continue;
             start(m, pooling);
             folded_tiles(call, block, chunk + i, i, w, [&](int64_t t, const T* tile, int64_t rows) {
-                mlp_forward(args, m, rows, w);
+                mlp_forward(call, rows, w);
                 pool(args, m, entry.position + t, tile, w.scores, rows, returned(entry, t), pooling);
             });
             finish(call, entry, pooling);
         }
         flat_tiles(call, chunk, count, w, [&](const Stretch* stretches, int64_t used, int64_t rows) {
-            mlp_forward(args, m, rows, w);
+            mlp_forward(call, rows, w);
             for (int64_t s = 0; s < used; ++s) {
                 const Entry& entry = call.plan->entries[chunk + stretches[s].index];
                 T scores[(kFoldForward + 15) / 16 * 16] = {};

@@ -8,16 +8,16 @@ namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
 
 template <typename T>
-void fetch_query(const LocalActivationArgs<T>& args, int64_t query, int64_t dim_p, T* to) {
-    fetch_row(args.query, args.storage, query, dim_p, to);
+void fetch_query(const LocalActivation& args, int64_t query, int64_t dim_p, T* to) {
+    fetch_row(args.query, args.dtype, query, dim_p, to);
 }
 template <typename T>
-void write_query_grad(const LocalActivationArgs<T>& args, int64_t query, const T* from) {
-    write_row_grad(args.query, args.grad_query, kStorageOf<T>, query, from);
+void write_query_grad(const LocalActivation& args, int64_t query, const T* from) {
+    write_row_grad(args.query, args.grad_query, kDTypeOf<T>, query, from);
 }
 template <typename T>
-void write_history_grad(const LocalActivationArgs<T>& args, int64_t row, const T* from) {
-    write_row_grad(args.rows, args.grad_rows, args.storage, row, from);
+void write_history_grad(const LocalActivation& args, int64_t row, const T* from) {
+    write_row_grad(args.history, args.grad_history, args.dtype, row, from);
 }
 
 template <typename T>

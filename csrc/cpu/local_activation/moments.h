@@ -33,7 +33,7 @@ void moments_block(const Call<T>& call, const Block<T>& block, int layer, Moment
     Workspace<T> w;
     w.lay_out(m, block.memory, false, 0);
     const auto add = [&](int64_t rows) {
-        hidden_forward(*call.args, m, rows, layer, w);
+        hidden_forward(call.args, m, rows, layer, w);
         add_tile(w.z[layer], rows, m.width_p[layer], total);
     };
     for_chunks(call, block, w, [&](int64_t chunk, int64_t count) {

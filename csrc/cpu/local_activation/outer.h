@@ -13,8 +13,9 @@ template <typename T>
 void outer_fold(const Call<T>& call, int64_t d) {
     const PackedMlp<T>& m = call.mlp;
     const int64_t h1 = m.width_p[0];
-    gemm(call.outer.count, m.width[0], m.dim, call.outer.queries, m.dim_p, int64_t(1), m.outer_t + d * m.dim * h1, h1,
-         m.history_t + d * h1, int64_t(0), call.outer.folded_t + d * h1, m.dim * h1);
+    gemm(call.outer.count, m.width[0], m.dim, call.outer.queries, m.dim_p, int64_t(1),
+         m.weight_outer_t + d * m.dim * h1, h1, m.weight_k_t + d * h1, int64_t(0), call.outer.folded_t + d * h1,
+         m.dim * h1);
 }
 
 // dWk[:, d] += sum_i dA_i[:, d];  dWo[:, j, d] += sum_i q_ij dA_i[:, d]
@@ -23,12 +24,12 @@ void outer_weight_gradients(const Call<T>& call, int64_t d) {
     const PackedMlp<T>& m = call.mlp;
     const int64_t h1 = m.width_p[0];
     const T* da = call.outer.folded_t + d * h1;
-    T *history = call.outer.grad_history + d * h1, *outer = call.outer.grad_outer + d * m.dim * h1;
+    T *weight_k = call.outer.grad_weight_k + d * h1, *weight_outer = call.outer.grad_weight_outer + d * m.dim * h1;
     for (int64_t i = 0; i < call.outer.count; ++i)
         for (int64_t j = 0; j < h1; j += kLanes<T>)
-            store(history + j, load(history + j) + load(da + i * m.dim * h1 + j));
-    gemm(m.dim, m.width[0], call.outer.count, call.outer.queries, int64_t(1), m.dim_p, da, m.dim * h1, outer, h1, outer,
-         h1);
+            store(weight_k + j, load(weight_k + j) + load(da + i * m.dim * h1 + j));
+    gemm(m.dim, m.width[0], call.outer.count, call.outer.queries, int64_t(1), m.dim_p, da, m.dim * h1, weight_outer, h1,
+         weight_outer, h1);
 }
 
 // dq_ij += sum_d <Wo[:, j, d], dA_i[:, d]>
@@ -39,7 +40,7 @@ void outer_query_gradients(const Call<T>& call, int64_t first, int64_t last) {
     T* dq = call.outer.grad_queries + first * m.dim_p;
     for (int64_t d = 0; d < m.dim; ++d)
         gemm(last - first, m.dim, m.width[0], call.outer.folded_t + first * m.dim * h1 + d * h1, m.dim * h1, int64_t(1),
-             m.outer + d * m.width[0] * m.dim_p, m.dim_p, dq, m.dim_p, dq, m.dim_p);
+             m.weight_outer + d * m.width[0] * m.dim_p, m.dim_p, dq, m.dim_p, dq, m.dim_p);
 }
 
 }  // namespace

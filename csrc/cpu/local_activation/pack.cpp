@@ -27,22 +27,27 @@ struct FirstLayer {
 };
 
 template <typename T>
+const T* elements(const TypedArray& array) {
+    return static_cast<const T*>(array.data);
+}
+
+template <typename T>
 T* writable(const T* packed) {  // into memory of its own
     return const_cast<T*>(packed);
 }
 
 // Lays the partial gradients of one block at `base`; returns how many elements they take.
 template <typename T>
-int64_t lay_out(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, T* base, PartialGrads<T>& grads) {
+int64_t lay_out(const LocalActivation& args, const PackedMlp<T>& m, T* base, PartialGrads<T>& grads) {
     int64_t used = 0;
     const auto take = [&](T*& to, int64_t count) {
         to = base ? base + used : nullptr;
         used += round_up(count, kAlignment<T>);
     };
     const bool outer = args.features == Features::kOuter;  // those of Wk and Wo are summed over rounds instead
-    take(grads.history, outer ? 0 : m.width[0] * m.dim_p);
-    take(grads.product, outer ? 0 : m.width[0] * m.dim_p);
-    take(grads.query, m.width[0] * m.dim_p);
+    take(grads.weight_k, outer ? 0 : m.width[0] * m.dim_p);
+    take(grads.weight_qk, outer ? 0 : m.width[0] * m.dim_p);
+    take(grads.weight_q, m.width[0] * m.dim_p);
     for (int l = 0; l <= m.hidden; ++l) {
         take(grads.bias[l], m.width_p[l]);
         if (l > 0) take(grads.weight[l], m.width[l] * m.width_p[l - 1]);
@@ -53,7 +58,7 @@ int64_t lay_out(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, T* ba
 }
 
 template <typename T>
-void set_sizes(const LocalActivationArgs<T>& args, int lanes, PackedMlp<T>& m) {
+void set_sizes(const LocalActivation& args, int lanes, PackedMlp<T>& m) {
     m.hidden = args.hidden;
     m.dim = args.dim;
     m.dim_p = round_up(args.dim, lanes);
@@ -66,7 +71,7 @@ void set_sizes(const LocalActivationArgs<T>& args, int lanes, PackedMlp<T>& m) {
 }  // namespace
 
 template <typename T>
-int64_t gradient_size(const LocalActivationArgs<T>& args) {
+int64_t gradient_size(const LocalActivation& args) {
     PackedMlp<T> m;
     set_sizes(args, 1, m);
     PartialGrads<T> grads;
@@ -74,7 +79,7 @@ int64_t gradient_size(const LocalActivationArgs<T>& args) {
 }
 
 template <typename T>
-PackedWeights<T>::PackedWeights(const LocalActivationArgs<T>& args, int lanes, bool backward, int threads) {
+PackedWeights<T>::PackedWeights(const LocalActivation& args, int lanes, bool backward, int threads) {
     set_sizes(args, lanes, mlp);
     // The first pass counts, the second hands out.
     int64_t used = 0;
@@ -92,17 +97,17 @@ PackedWeights<T>::PackedWeights(const LocalActivationArgs<T>& args, int lanes, b
 
 template <typename T>
 template <typename Take>
-void PackedWeights<T>::lay_out(const LocalActivationArgs<T>& args, bool backward, Take take) {
+void PackedWeights<T>::lay_out(const LocalActivation& args, bool backward, Take take) {
     PackedMlp<T>& m = mlp;
     const int64_t in_t = m.dim * m.width_p[0], in = m.width[0] * m.dim_p;
     const bool outer = args.features == Features::kOuter;
     int64_t widest = std::max(m.dim_p, in_t);
-    take(m.history_t, in_t);
-    take(m.query_t, in_t);
+    take(m.weight_k_t, in_t);
+    take(m.weight_q_t, in_t);
     if (outer)
-        take(m.outer_t, m.dim * in_t);
+        take(m.weight_outer_t, m.dim * in_t);
     else
-        take(m.product_t, in_t);
+        take(m.weight_qk_t, in_t);
     for (int l = 0; l <= m.hidden; ++l) {
         widest = std::max(widest, m.width_p[l]);
         take(m.bias[l], m.width_p[l]);
@@ -114,45 +119,45 @@ void PackedWeights<T>::lay_out(const LocalActivationArgs<T>& args, bool backward
     }
     if (!backward) return;
     if (outer) {
-        take(m.outer, m.dim * in);
+        take(m.weight_outer, m.dim * in);
     } else {
-        take(m.history, in);
-        take(m.product, in);
+        take(m.weight_k, in);
+        take(m.weight_qk, in);
     }
-    take(m.query, in);
+    take(m.weight_q, in);
     take(m.zeros, widest);
 }
 
 template <typename T>
-void PackedWeights<T>::pack_first(const LocalActivationArgs<T>& args, bool backward) {
+void PackedWeights<T>::pack_first(const LocalActivation& args, bool backward) {
     const FirstLayer first(args.features, args.dim);
     const bool outer = args.features == Features::kOuter;
     const int64_t dim = mlp.dim, dim_p = mlp.dim_p, width_p = mlp.width_p[0];
-    T *history_t = writable(mlp.history_t), *product_t = writable(mlp.product_t), *query_t = writable(mlp.query_t);
-    T *history = writable(mlp.history), *product = writable(mlp.product), *query = writable(mlp.query);
+    T *k_t = writable(mlp.weight_k_t), *qk_t = writable(mlp.weight_qk_t), *q_t = writable(mlp.weight_q_t);
+    T *weight_k = writable(mlp.weight_k), *weight_qk = writable(mlp.weight_qk), *weight_q = writable(mlp.weight_q);
     for (int64_t h = 0; h < mlp.width[0]; ++h) {
-        const T* row = args.layers[0].weight + h * first.in;
+        const T* row = elements<T>(args.layers[0].weight) + h * first.in;
         for (int64_t d = 0; d < dim; ++d) {
             const T difference = first.difference < 0 ? T(0) : row[first.difference + d];
             const T k = row[first.key + d] - difference, q = row[d] + difference, qk = row[first.last + d];
-            history_t[d * width_p + h] = k;
-            query_t[d * width_p + h] = q;
-            if (backward) query[h * dim_p + d] = q;
+            k_t[d * width_p + h] = k;
+            q_t[d * width_p + h] = q;
+            if (backward) weight_q[h * dim_p + d] = q;
             if (outer) continue;
-            product_t[d * width_p + h] = qk;
+            qk_t[d * width_p + h] = qk;
             if (!backward) continue;
-            history[h * dim_p + d] = k;
-            product[h * dim_p + d] = qk;
+            weight_k[h * dim_p + d] = k;
+            weight_qk[h * dim_p + d] = qk;
         }
     }
 }
 
 template <typename T>
-void PackedWeights<T>::pack_outer(const LocalActivationArgs<T>& args, bool backward, int threads) {
+void PackedWeights<T>::pack_outer(const LocalActivation& args, bool backward, int threads) {
     const FirstLayer first(args.features, args.dim);
     const int64_t dim = mlp.dim, width = mlp.width[0];
-    const T* vec = args.layers[0].weight + first.last;  // [h][j * D + d], rows first.in apart
-    T *outer_t = writable(mlp.outer_t), *outer = writable(mlp.outer);
+    const T* vec = elements<T>(args.layers[0].weight) + first.last;  // [h][j * D + d], rows first.in apart
+    T *outer_t = writable(mlp.weight_outer_t), *outer = writable(mlp.weight_outer);
     parallel_for(threads, dim, [&](int64_t j, int) {
         for (int64_t d = 0; d < dim; ++d)
             for (int64_t h = 0; h < width; ++h)
@@ -166,30 +171,31 @@ void PackedWeights<T>::pack_outer(const LocalActivationArgs<T>& args, bool backw
 }
 
 template <typename T>
-void PackedWeights<T>::pack_layer(const LocalActivationArgs<T>& args, int l, bool backward) {
-    const Layer<T>& layer = args.layers[l];
+void PackedWeights<T>::pack_layer(const LocalActivation& args, int l, bool backward) {
+    const Layer& layer = args.layers[l];
     const int64_t width = mlp.width[l], width_p = mlp.width_p[l];
-    std::copy(layer.bias, layer.bias + width, writable(mlp.bias[l]));
+    const T* weight = elements<T>(layer.weight);
+    std::copy_n(elements<T>(layer.bias), width, writable(mlp.bias[l]));
     if (l > 0) {
         const int64_t in = mlp.width[l - 1], in_p = mlp.width_p[l - 1];
         for (int64_t h = 0; h < width; ++h)
             for (int64_t i = 0; i < in; ++i) {
-                writable(mlp.weight_t[l])[i * width_p + h] = layer.weight[h * in + i];
-                if (backward) writable(mlp.weight[l])[h * in_p + i] = layer.weight[h * in + i];
+                writable(mlp.weight_t[l])[i * width_p + h] = weight[h * in + i];
+                if (backward) writable(mlp.weight[l])[h * in_p + i] = weight[h * in + i];
             }
     }
     if (l == mlp.hidden) return;
-    const int given = args.dice_training ? 1 : packed_params(args);
+    const int given = params_per_layer(args.activation, args.dice_training);
     for (int p = 0; p < given; ++p)
         for (int64_t h = 0; h < width; ++h) {
-            const T value = layer.params[p][layer.param_size[p] == 1 ? 0 : h];
+            const T value = elements<T>(layer.params[p])[layer.params[p].size == 1 ? 0 : h];
             const bool variance = args.activation == Activation::kDice && p == 2;
             writable(mlp.params[l][p])[h] = variance ? T(1 / std::sqrt(double(value) + layer.eps)) : value;
         }
 }
 
 template <typename T>
-void PackedWeights<T>::set_statistics(const LocalActivationArgs<T>& args, int layer, const T* mean, const T* var) {
+void PackedWeights<T>::set_statistics(const LocalActivation& args, int layer, const T* mean, const T* var) {
     for (int64_t h = 0; h < mlp.width[layer]; ++h) {
         writable(mlp.params[layer][1])[h] = mean[h];
         writable(mlp.params[layer][2])[h] = T(1 / std::sqrt(double(var[h]) + args.layers[layer].eps));
@@ -206,7 +212,7 @@ void PackedWeights<T>::set_through_statistics(int layer, const T* grad_mean, con
 }
 
 template <typename T>
-BlockGradients<T>::BlockGradients(const LocalActivationArgs<T>& args, const PackedMlp<T>& mlp, int64_t blocks)
+BlockGradients<T>::BlockGradients(const LocalActivation& args, const PackedMlp<T>& mlp, int64_t blocks)
     : blocks_(std::max<int64_t>(blocks, 1)) {
     PartialGrads<T> none;
     per_block_ = lay_out<T>(args, mlp, nullptr, none);
@@ -234,48 +240,62 @@ void BlockGradients<T>::add_up(int threads) {
     });
 }
 
+namespace {
+
+// dWq = dWq', dWk = dWk', dWd = dWq' - dWk', dWp: the first layer as it was before the fold.
 template <typename T>
-void write_weight_gradients(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, const PartialGrads<T>& sum,
-                            const OuterRound<T>& outer, int threads) {
+void write_first_layer(const LocalActivation& args, const PackedMlp<T>& m, const PartialGrads<T>& sum,
+                       const OuterRound<T>& round, int threads) {
     const FirstLayer first(args.features, args.dim);
-    T* weight = args.layers[0].grad_weight;
+    T* weight = static_cast<T*>(args.layers[0].grad_weight);
     const int64_t dim = m.dim, width = m.width[0], width_p = m.width_p[0];
-    const bool is_outer = args.features == Features::kOuter;
+    const bool outer = args.features == Features::kOuter;
     for (int64_t h = 0; h < width; ++h) {
         T* row = weight + h * first.in;
         for (int64_t d = 0; d < dim; ++d) {
-            const T query = sum.query[h * m.dim_p + d];
-            const T history = is_outer ? outer.grad_history[d * width_p + h] : sum.history[h * m.dim_p + d];
-            row[d] = query;
-            row[first.key + d] = history;
-            if (first.difference >= 0) row[first.difference + d] = query - history;
-            if (!is_outer) row[first.last + d] = sum.product[h * m.dim_p + d];
+            const T q = sum.weight_q[h * m.dim_p + d];
+            const T k = outer ? round.grad_weight_k[d * width_p + h] : sum.weight_k[h * m.dim_p + d];
+            row[d] = q;
+            row[first.key + d] = k;
+            if (first.difference >= 0) row[first.difference + d] = q - k;
+            if (!outer) row[first.last + d] = sum.weight_qk[h * m.dim_p + d];
         }
     }
-    if (is_outer)
-        parallel_for(threads, dim, [&](int64_t j, int) {
-            for (int64_t d = 0; d < dim; ++d)
-                for (int64_t h = 0; h < width; ++h)
-                    weight[h * first.in + first.last + j * dim + d] = outer.grad_outer[(d * dim + j) * width_p + h];
-        });
+    if (!outer) return;
+    parallel_for(threads, dim, [&](int64_t j, int) {
+        for (int64_t d = 0; d < dim; ++d)
+            for (int64_t h = 0; h < width; ++h)
+                weight[h * first.in + first.last + j * dim + d] = round.grad_weight_outer[(d * dim + j) * width_p + h];
+    });
+}
+
+// The gradient of a parameter [H], or of one [1] that all channels share.
+template <typename T>
+void write_param(const TypedArray& param, const T* sum, int64_t width, T* to) {
+    if (param.size != 1) {
+        std::copy_n(sum, width, to);
+        return;
+    }
+    T total = 0;
+    for (int64_t h = 0; h < width; ++h) total += sum[h];
+    to[0] = total;
+}
+
+}  // namespace
+
+template <typename T>
+void write_weight_gradients(const LocalActivation& args, const PackedMlp<T>& m, const PartialGrads<T>& sum,
+                            const OuterRound<T>& outer, int threads) {
+    write_first_layer(args, m, sum, outer, threads);
+    const int params = params_per_layer(args.activation, args.dice_training);
     for (int l = 0; l <= m.hidden; ++l) {
-        const Layer<T>& layer = args.layers[l];
-        std::copy(sum.bias[l], sum.bias[l] + m.width[l], layer.grad_bias);
-        if (l > 0)
-            for (int64_t h = 0; h < m.width[l]; ++h)
-                std::copy_n(sum.weight[l] + h * m.width_p[l - 1], m.width[l - 1],
-                            layer.grad_weight + h * m.width[l - 1]);
-        if (l == m.hidden) continue;
-        const int returned = args.dice_training ? 1 : packed_params(args);
-        for (int p = 0; p < returned; ++p) {
-            if (layer.param_size[p] != 1) {
-                std::copy(sum.params[l][p], sum.params[l][p] + m.width[l], layer.grad_params[p]);
-                continue;
-            }
-            T total = 0;
-            for (int64_t h = 0; h < m.width[l]; ++h) total += sum.params[l][p][h];
-            layer.grad_params[p][0] = total;
-        }
+        const Layer& layer = args.layers[l];
+        std::copy_n(sum.bias[l], m.width[l], static_cast<T*>(layer.grad_bias));
+        for (int64_t h = 0; l > 0 && h < m.width[l]; ++h)
+            std::copy_n(sum.weight[l] + h * m.width_p[l - 1], m.width[l - 1],
+                        static_cast<T*>(layer.grad_weight) + h * m.width[l - 1]);
+        for (int p = 0; l < m.hidden && p < params; ++p)
+            write_param(layer.params[p], sum.params[l][p], m.width[l], static_cast<T*>(layer.grad_params[p]));
     }
 }
 
@@ -283,11 +303,11 @@ template class PackedWeights<float>;
 template class PackedWeights<double>;
 template class BlockGradients<float>;
 template class BlockGradients<double>;
-template int64_t gradient_size(const LocalActivationArgs<float>&);
-template int64_t gradient_size(const LocalActivationArgs<double>&);
-template void write_weight_gradients(const LocalActivationArgs<float>&, const PackedMlp<float>&,
-                                     const PartialGrads<float>&, const OuterRound<float>&, int);
-template void write_weight_gradients(const LocalActivationArgs<double>&, const PackedMlp<double>&,
-                                     const PartialGrads<double>&, const OuterRound<double>&, int);
+template int64_t gradient_size<float>(const LocalActivation&);
+template int64_t gradient_size<double>(const LocalActivation&);
+template void write_weight_gradients(const LocalActivation&, const PackedMlp<float>&, const PartialGrads<float>&,
+                                     const OuterRound<float>&, int);
+template void write_weight_gradients(const LocalActivation&, const PackedMlp<double>&, const PartialGrads<double>&,
+                                     const OuterRound<double>&, int);
 
 }  // namespace din_kernels::cpu

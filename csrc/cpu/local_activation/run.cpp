@@ -8,9 +8,10 @@
 #include <vector>
 
 #include "common/buffer.h"
+#include "common/dispatch.h"
+#include "common/parallel.h"
 #include "local_activation/call.h"
 #include "local_activation/pack.h"
-#include "common/parallel.h"
 
 namespace din_kernels::cpu {
 namespace {
@@ -21,16 +22,16 @@ constexpr int64_t kGradientBytes = 12 << 20, kMinBlocks = 8, kMaxBlocks = 64;
 constexpr int64_t kRound = 64, kOuterBlocks = 16;
 
 template <typename T>
-int64_t most_blocks(const LocalActivationArgs<T>& args) {
+int64_t most_blocks(const LocalActivation& args) {
     if (args.features == Features::kOuter) return kOuterBlocks;
-    return std::clamp(kGradientBytes / (gradient_size(args) * int64_t(sizeof(T))), kMinBlocks, kMaxBlocks);
+    return std::clamp(kGradientBytes / (gradient_size<T>(args) * int64_t(sizeof(T))), kMinBlocks, kMaxBlocks);
 }
 
 // A call: its plan, its packed weights and the buffers of its blocks.
 template <typename T>
 class Run {
  public:
-    const LocalActivationArgs<T>& args;
+    const LocalActivation& args;
     const Kernels<T>& kernels = local_activation_kernels_here().of<T>();
     const Plan plan;
     const int64_t blocks;
@@ -38,25 +39,27 @@ class Run {
     PackedWeights<T> weights;
     Call<T> call;
 
-    Run(const LocalActivationArgs<T>& args, bool backward, int asked_threads)
+    Run(const LocalActivation& args, bool backward, int asked_threads)
         : args(args),
           plan(make_plan(args.queries, args.users, args.begin, args.length, args.query_to_user, args.pair_begin,
-                         most_blocks(args), backward)),
+                         most_blocks<T>(args), backward)),
           blocks(int64_t(plan.blocks.size()) - 1),
           threads(usable_threads(asked_threads, outer() ? std::max(blocks, args.dim) : blocks)),
-          weights(args, kernels.lanes, backward, threads) {
+          weights(args, kernels.lanes, backward, threads),
+          call{args} {
         const PackedMlp<T>& m = weights.mlp;
         per_block_ = kernels.workspace(m, backward, plan.shared_rows);
         workspace_ = Buffer<T>(per_block_ * (outer() ? blocks : threads));
         partial_sums_ = Buffer<T>(plan.partials * (m.dim_p + 2));
-        if (backward && args.grad_rows.needed) partial_rows_ = Buffer<T>(plan.partial_rows * args.dim);
-        call = {&args, m, &plan, partial_sums_.data(), partial_rows_.data(), {}};
+        if (backward && args.grad_history.needed) partial_rows_ = Buffer<T>(plan.partial_rows * args.dim);
+        call.mlp = m, call.plan = &plan;
+        call.partial_sums = partial_sums_.data(), call.partial_rows = partial_rows_.data();
         if (!outer()) return;
         const int64_t matrix = args.dim * m.width_p[0];
         const int64_t sizes[] = {kRound * m.dim_p, kRound * matrix, backward ? kRound * m.dim_p : 0,
                                  backward ? args.dim * matrix : 0, backward ? matrix : 0};
         T** const pointers[] = {&call.outer.queries, &call.outer.folded_t, &call.outer.grad_queries,
-                                &call.outer.grad_outer, &call.outer.grad_history};
+                                &call.outer.grad_weight_outer, &call.outer.grad_weight_k};
         int64_t used = 0;
         for (const int64_t size : sizes) used += size;
         outer_ = Buffer<T>(used, true);
@@ -115,7 +118,8 @@ template <typename T>
 struct LayerStatistics {
     T *mean, *var;
 
-    LayerStatistics(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int layer) : mean(args.statistics) {
+    LayerStatistics(const LocalActivation& args, const PackedMlp<T>& m, int layer)
+        : mean(static_cast<T*>(args.statistics)) {
         int64_t widths = 0;
         for (int l = 0; l < m.hidden; widths += m.width[l++])
             if (l < layer) mean += m.width[l];
@@ -123,8 +127,7 @@ struct LayerStatistics {
     }
 };
 
-template <typename T>
-int64_t row_of(const LocalActivationArgs<T>& args, int64_t position) {
+int64_t row_of(const LocalActivation& args, int64_t position) {
     return args.row_index ? args.row_index[position] : position;
 }
 
@@ -158,10 +161,12 @@ void take_statistics(Run<T>& run) {
 
 // A candidate whose history several entries share: the sum of its slots, softmax rescaled to the largest top.
 template <typename T>
-void merge_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, const Merge& merge, const T* slots) {
+void merge_forward(const Call<T>& call, const Merge& merge) {
+    const LocalActivation& args = call.args;
+    const PackedMlp<T>& m = call.mlp;
     const int64_t stride = m.dim_p + 2;
-    const T* slot = slots + merge.first * stride;
-    T* pooled = args.pooled + merge.query * m.dim;
+    const T* slot = call.partial_sums + merge.first * stride;
+    T* pooled = call.pooled + merge.query * m.dim;
     std::fill(pooled, pooled + m.dim, T(0));
     T top = -std::numeric_limits<T>::infinity(), total = 0;
     const bool softmax = args.normalize == Normalize::kSoftmax;
@@ -181,7 +186,7 @@ void merge_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, co
     if (merge.pair < 0) return;
     for (int64_t t = 0; t < merge.rows; ++t) {
         const bool counts = !args.row_mask || args.row_mask[row_of(args, merge.position + t)];
-        T& weight = args.pair_weights[merge.pair + t];
+        T& weight = call.pair_weights[merge.pair + t];
         weight = counts ? std::exp(weight - top) / total : T(0);
     }
 }
@@ -216,7 +221,7 @@ void take_through_statistics(Run<T>& run, BlockGradients<T>& gradients) {
 template <typename T>
 void finish_round(Run<T>& run, const std::vector<int64_t>& entries) {
     constexpr int64_t kRows = 8;
-    const LocalActivationArgs<T>& args = run.args;
+    const LocalActivation& args = run.args;
     const Call<T>& call = run.call;
     parallel_for(run.threads, args.dim, [&](int64_t d, int) { run.kernels.outer_weight_gradients(call, d); });
     if (!args.grad_query.needed) return;
@@ -234,60 +239,41 @@ void finish_round(Run<T>& run, const std::vector<int64_t>& entries) {
     }
 }
 
-template <typename T>
-void clear_history_gradients(const LocalActivationArgs<T>& args) {
-    const int64_t element = args.storage == Storage::kDouble ? 8 : args.storage == Storage::kFloat ? 4 : 2;
-    for (int k = 0; k < args.rows.count; ++k)
-        std::fill_n(static_cast<char*>(args.grad_rows.values[k]), args.rows_count * args.rows.tables[k].width * element,
-                    0);
+void clear_history_gradients(const LocalActivation& args) {
+    const int64_t element = args.dtype == DType::kDouble ? 8 : args.dtype == DType::kFloat ? 4 : 2;
+    for (int k = 0; k < args.history.count; ++k)
+        std::fill_n(static_cast<char*>(args.grad_history.values[k]),
+                    args.history_rows * args.history.tables[k].width * element, 0);
 }
 
-}  // namespace
-}  // namespace din_kernels::cpu
-
-namespace din_kernels {
-
-using namespace cpu;
-
 template <typename T>
-void local_activation_forward(const LocalActivationArgs<T>& args, int threads) {
+void forward(const LocalActivation& args, int threads) {
     Run<T> run(args, false, threads);
     if (args.dice_training) take_statistics(run);
     run.for_blocks([&](const Block<T>& block, int64_t) { run.kernels.forward(run.call, block); });
-    for (const Merge& merge : run.plan.merges) merge_forward(args, run.weights.mlp, merge, run.call.partial_sums);
+    for (const Merge& merge : run.plan.merges) merge_forward(run.call, merge);
     for (const int64_t query : run.plan.empty) {
-        std::fill_n(args.pooled + query * args.dim, args.dim, T(0));
+        std::fill_n(run.call.pooled + query * args.dim, args.dim, T(0));
         if (args.normalize == Normalize::kSoftmax) args.logsumexp[query] = -std::numeric_limits<double>::infinity();
     }
 }
 
+// Gradients that several blocks have in parts, and those of candidates without behaviours, which are 0.
 template <typename T>
-void local_activation_backward(const LocalActivationArgs<T>& args, int threads) {
-    Run<T> run(args, true, threads);
-    const Plan& plan = run.plan;
-    const int64_t dim = args.dim;
-    BlockGradients<T> gradients(args, run.weights.mlp, run.blocks);
-    if (args.dice_training) take_through_statistics(run, gradients);
-    gradients.clear(run.threads);
-    if (args.grad_rows.needed && plan.touched_rows < args.rows_count) clear_history_gradients(args);
-    run.for_blocks([&](const Block<T>& block,
-                       int64_t b) { run.kernels.backward(run.call, block, run.weights.mlp.hidden, gradients.of(b)); },
-                   [&](const std::vector<int64_t>& entries) { finish_round(run, entries); });
-    gradients.add_up(run.threads);
-    write_weight_gradients(args, run.weights.mlp, gradients.of(0), run.call.outer, run.threads);
-
-    const int64_t dim_p = run.weights.mlp.dim_p;
+void merge_backward(Run<T>& run) {
+    const LocalActivation& args = run.args;
+    const int64_t dim = args.dim, dim_p = run.weights.mlp.dim_p;
     Buffer<T> row(dim_p * run.threads, true);  // of each thread
     if (args.grad_query.needed) {
-        for (const Merge& merge : plan.merges) {
+        for (const Merge& merge : run.plan.merges) {
             add_parts(run.call.partial_sums + merge.first * dim, merge.count, dim, dim, row.data());
             run.kernels.write_query_grad(args, merge.query, row.data());
         }
         std::fill_n(row.data(), dim, T(0));
-        for (const int64_t query : plan.empty) run.kernels.write_query_grad(args, query, row.data());
+        for (const int64_t query : run.plan.empty) run.kernels.write_query_grad(args, query, row.data());
     }
-    if (!args.grad_rows.needed) return;
-    for (const RowMerge& merge : plan.row_merges)
+    if (!args.grad_history.needed) return;
+    for (const RowMerge& merge : run.plan.row_merges)
         parallel_for(run.threads, merge.rows, [&](int64_t t, int thread) {
             T* sum = row.data() + thread * dim_p;
             add_parts(run.call.partial_rows + (merge.first + t) * dim, merge.count, merge.rows * dim, dim, sum);
@@ -295,9 +281,32 @@ void local_activation_backward(const LocalActivationArgs<T>& args, int threads) 
         });
 }
 
-template void local_activation_forward(const LocalActivationArgs<float>&, int);
-template void local_activation_forward(const LocalActivationArgs<double>&, int);
-template void local_activation_backward(const LocalActivationArgs<float>&, int);
-template void local_activation_backward(const LocalActivationArgs<double>&, int);
+template <typename T>
+void backward(const LocalActivation& args, int threads) {
+    Run<T> run(args, true, threads);
+    BlockGradients<T> gradients(args, run.weights.mlp, run.blocks);
+    if (args.dice_training) take_through_statistics(run, gradients);
+    gradients.clear(run.threads);
+    if (args.grad_history.needed && run.plan.touched_rows < args.history_rows) clear_history_gradients(args);
+    const int everything = run.weights.mlp.hidden;
+    run.for_blocks(
+        [&](const Block<T>& block, int64_t b) { run.kernels.backward(run.call, block, everything, gradients.of(b)); },
+        [&](const std::vector<int64_t>& entries) { finish_round(run, entries); });
+    gradients.add_up(run.threads);
+    write_weight_gradients(args, run.weights.mlp, gradients.of(0), run.call.outer, run.threads);
+    merge_backward(run);
+}
+
+}  // namespace
+}  // namespace din_kernels::cpu
+
+namespace din_kernels {
+
+void local_activation_forward(const LocalActivation& call, int threads) {
+    cpu::with_arithmetic_type(call.dtype, [&](auto zero) { cpu::forward<decltype(zero)>(call, threads); });
+}
+void local_activation_backward(const LocalActivation& call, int threads) {
+    cpu::with_arithmetic_type(call.dtype, [&](auto zero) { cpu::backward<decltype(zero)>(call, threads); });
+}
 
 }  // namespace din_kernels

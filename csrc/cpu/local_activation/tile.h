@@ -3,8 +3,8 @@
 
 #include "common/activation.h"
 #include "common/gemm.h"
-#include "local_activation/call.h"
 #include "common/rows.h"
+#include "local_activation/call.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
@@ -17,9 +17,9 @@ constexpr int64_t kFoldForward = 7, kFoldBackward = 10;
 
 template <typename T>
 struct Workspace {
-    T *queries, *c, *folded_t, *tile, *product;  // [kChunk, Dp], [kChunk, H1p], [D, H1p], [kTile, Dp], [kTile, Dp]
-    T *z[kMaxHidden + 1], *h[kMaxHidden + 1];    // [kTile, Hp]
-    T *scores, *pooled;                          // [kTile], [Dp]
+    T *queries, *c, *folded_t, *tile, *products;  // [kChunk, Dp], [kChunk, H1p], [D, H1p], [kTile, Dp], [kTile, Dp]
+    T *z[kMaxHidden + 1], *h[kMaxHidden + 1];     // [kTile, Hp]
+    T *scores, *pooled;                           // [kTile], [Dp]
     // backward
     T *dc, *dq, *folded, *da, *drows, *dproduct, *gradient, *dscores;
     T* dz[kMaxHidden + 1];
@@ -30,7 +30,7 @@ struct Workspace {
 
     // Counts the elements when base is null.
     int64_t lay_out(const PackedMlp<T>& m, T* base, bool backward, int64_t longest_shared) {
-        fold_from = m.outer_t ? 0 : backward ? kFoldBackward : kFoldForward;  // with outer features all have one
+        fold_from = m.weight_outer_t ? 0 : backward ? kFoldBackward : kFoldForward;  // with outer features all have one
         int64_t used = 0;
         const auto take = [&](T*& pointer, int64_t count) {
             pointer = base ? base + used : nullptr;
@@ -38,7 +38,7 @@ struct Workspace {
         };
         const int64_t h1 = m.width_p[0];
         take(queries, kChunk * m.dim_p), take(c, kChunk * h1), take(folded_t, m.dim * h1);
-        take(tile, kTile * m.dim_p), take(product, kTile * m.dim_p), take(scores, kTile + 16), take(pooled, m.dim_p);
+        take(tile, kTile * m.dim_p), take(products, kTile * m.dim_p), take(scores, kTile + 16), take(pooled, m.dim_p);
         for (int l = 0; l <= m.hidden; ++l) {
             take(z[l], kTile * m.width_p[l]);
             h[l] = z[l];
@@ -51,7 +51,25 @@ struct Workspace {
             for (int l = 0; l <= m.hidden; ++l) take(dz[l], kTile * m.width_p[l]);
             take(shared_rows, longest_shared * m.dim_p), take(shared_flat, kFoldBackward * m.dim_p);
         }
+        if (base) clear_padding(m, backward);
         return used;
+    }
+
+ private:
+    // A product ends with half a vector of columns where that is enough, but rows are read by whole vectors. What lies
+    // between is written here, once per block, as is what lies behind the scores.
+    void clear_padding(const PackedMlp<T>& m, bool backward) {
+        const auto clear = [](T* matrix, int64_t rows, int64_t columns, int64_t stride) {
+            for (int64_t i = 0; i < rows; ++i)
+                for (int64_t j = columns; j < stride; ++j) matrix[i * stride + j] = 0;
+        };
+        clear(scores, 1, 0, kTile + 16);
+        clear(c, kChunk, m.width[0], m.width_p[0]);
+        for (int l = 0; l < m.hidden; ++l) clear(z[l], kTile, m.width[l], m.width_p[l]);
+        if (!backward) return;
+        for (int l = 0; l < m.hidden; ++l) clear(dz[l], kTile, m.width[l], m.width_p[l]);
+        clear(da, m.width[0], m.dim, m.dim_p);
+        clear(dproduct, kTile, m.dim, m.dim_p);
     }
 };
 
@@ -68,26 +86,25 @@ inline void copy_row(const T* from, int64_t dim, int64_t dim_p, T* to) {
     for (; dim < dim_p; ++dim) to[dim] = 0;
 }
 
-template <typename T>
-inline int64_t row_at(const LocalActivationArgs<T>& args, int64_t position) {
+inline int64_t row_at(const LocalActivation& args, int64_t position) {
     return args.row_index ? args.row_index[position] : position;
 }
 
 template <typename T>
-inline void copy_tile(const LocalActivationArgs<T>& args, int64_t position, int64_t rows, int64_t dim_p, T* tile) {
-    const bool by_id = args.rows.tables[0].ids.data;
+inline void copy_tile(const LocalActivation& args, int64_t position, int64_t rows, int64_t dim_p, T* tile) {
+    const bool by_id = args.history.tables[0].ids.data;
     for (int64_t t = 0; t < rows; ++t) {
         if (by_id && t + kRowsAhead < rows)
-            prefetch_row(args.rows, args.storage, row_at(args, position + t + kRowsAhead));
-        fetch_row(args.rows, args.storage, row_at(args, position + t), dim_p, tile + t * dim_p);
+            prefetch_row(args.history, args.dtype, row_at(args, position + t + kRowsAhead));
+        fetch_row(args.history, args.dtype, row_at(args, position + t), dim_p, tile + t * dim_p);
     }
 }
 
 // Rows position .. position + rows as a matrix of stride dim_p, in place where they lie so already.
 template <typename T>
-inline const T* tile_of(const LocalActivationArgs<T>& args, int64_t position, int64_t rows, int64_t dim_p, T* tile) {
-    const Table& table = args.rows.tables[0];
-    if (!args.row_index && !table.ids.data && args.storage == kStorageOf<T> && args.dim == dim_p)
+inline const T* tile_of(const LocalActivation& args, int64_t position, int64_t rows, int64_t dim_p, T* tile) {
+    const Table& table = args.history.tables[0];
+    if (!args.row_index && !table.ids.data && args.dtype == kDTypeOf<T> && args.dim == dim_p)
         return static_cast<const T*>(table.values) + position * args.dim;
     copy_tile(args, position, rows, dim_p, tile);
     return tile;
@@ -100,20 +117,19 @@ inline void fold_transposed(const PackedMlp<T>& m, const T* q, T* out) {
     const int64_t width = m.width_p[0];
     for (int64_t d = 0; d < m.dim; ++d)
         for (int64_t j = d * width; j < (d + 1) * width; j += kLanes<T>)
-            store(out + j, load(m.history_t + j) + load(m.product_t + j) * q[d]);
+            store(out + j, load(m.weight_k_t + j) + load(m.weight_qk_t + j) * q[d]);
 }
 template <typename T>
 inline void fold(const PackedMlp<T>& m, const T* q, T* out) {
     for (int64_t h = 0; h < m.width[0]; ++h)
         for (int64_t d = 0; d < m.dim_p; d += kLanes<T>)
             store(out + h * m.dim_p + d,
-                  load(m.history + h * m.dim_p + d) + load(m.product + h * m.dim_p + d) * load(q + d));
+                  load(m.weight_k + h * m.dim_p + d) + load(m.weight_qk + h * m.dim_p + d) * load(q + d));
 }
 
 // z[l + 1] = act(z[l]) W^T + b from z[0] to z[until].
 template <typename T>
-void hidden_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t rows, int until,
-                    Workspace<T>& w) {
+void hidden_forward(const LocalActivation& args, const PackedMlp<T>& m, int64_t rows, int until, Workspace<T>& w) {
     for (int l = 0; l < until; ++l) {
         activate(args.activation, m.params[l], rows, m.width_p[l], w.z[l], w.h[l]);
         gemm(rows, m.width[l + 1], m.width[l], w.h[l], m.width_p[l], int64_t(1), m.weight_t[l + 1], m.width_p[l + 1],
@@ -123,9 +139,10 @@ void hidden_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, i
 
 // scores = scale * z of the output layer
 template <typename T>
-void mlp_forward(const LocalActivationArgs<T>& args, const PackedMlp<T>& m, int64_t rows, Workspace<T>& w) {
-    hidden_forward(args, m, rows, m.hidden, w);
-    for (int64_t t = 0; t < rows; ++t) w.scores[t] = args.scale * w.z[m.hidden][t * m.width_p[m.hidden]];
+void mlp_forward(const Call<T>& call, int64_t rows, Workspace<T>& w) {
+    const PackedMlp<T>& m = call.mlp;
+    hidden_forward(call.args, m, rows, m.hidden, w);
+    for (int64_t t = 0; t < rows; ++t) w.scores[t] = call.scale * w.z[m.hidden][t * m.width_p[m.hidden]];
 }
 
 // Gathers the queries of a chunk and c = (Wq + Wd) q + b1 of each.
@@ -133,16 +150,16 @@ template <typename T>
 void query_side(const Call<T>& call, int64_t first, int64_t count, Workspace<T>& w) {
     const PackedMlp<T>& m = call.mlp;
     for (int64_t i = 0; i < count; ++i)
-        fetch_row(call.args->query, call.args->storage, call.plan->entries[first + i].query, m.dim_p,
+        fetch_row(call.args.query, call.args.dtype, call.plan->entries[first + i].query, m.dim_p,
                   w.queries + i * m.dim_p);
-    gemm(count, m.width[0], m.dim, w.queries, m.dim_p, int64_t(1), m.query_t, m.width_p[0], m.bias[0], int64_t(0), w.c,
-         m.width_p[0]);
+    gemm(count, m.width[0], m.dim, w.queries, m.dim_p, int64_t(1), m.weight_q_t, m.width_p[0], m.bias[0], int64_t(0),
+         w.c, m.width_p[0]);
 }
 
 // Folds entry i of the chunk, the block's entry `at`, and calls body(t, tile, rows) for its tiles, z[0] filled.
 template <typename T, typename Body>
 void folded_tiles(const Call<T>& call, const Block<T>& block, int64_t at, int64_t i, Workspace<T>& w, Body body) {
-    const LocalActivationArgs<T>& args = *call.args;
+    const LocalActivation& args = call.args;
     const PackedMlp<T>& m = call.mlp;
     const Entry& entry = call.plan->entries[at];
     const int64_t h1 = m.width_p[0];
@@ -173,8 +190,9 @@ void flat_tiles(const Call<T>& call, int64_t first, int64_t count, Workspace<T>&
     int64_t used = 0, rows = 0;
     const auto flush = [&] {
         if (!rows) return;
-        gemm(rows, m.width[0], m.dim, w.tile, m.dim_p, int64_t(1), m.history_t, width, w.z[0], width, w.z[0], width);
-        gemm(rows, m.width[0], m.dim, w.product, m.dim_p, int64_t(1), m.product_t, width, w.z[0], width, w.z[0], width);
+        gemm(rows, m.width[0], m.dim, w.tile, m.dim_p, int64_t(1), m.weight_k_t, width, w.z[0], width, w.z[0], width);
+        gemm(rows, m.width[0], m.dim, w.products, m.dim_p, int64_t(1), m.weight_qk_t, width, w.z[0], width, w.z[0],
+             width);
         body(stretches, used, rows);
         used = rows = 0;
     };
@@ -182,11 +200,11 @@ void flat_tiles(const Call<T>& call, int64_t first, int64_t count, Workspace<T>&
         const Entry& entry = call.plan->entries[first + i];
         if (entry.rows >= w.fold_from) continue;
         if (rows + entry.rows > kTile) flush();
-        copy_tile(*call.args, entry.position, entry.rows, m.dim_p, w.tile + rows * m.dim_p);
+        copy_tile(call.args, entry.position, entry.rows, m.dim_p, w.tile + rows * m.dim_p);
         const T* q = w.queries + i * m.dim_p;
         for (int64_t t = rows; t < rows + entry.rows; ++t) {
             for (int64_t d = 0; d < m.dim_p; d += kLanes<T>)
-                store(w.product + t * m.dim_p + d, load(w.tile + t * m.dim_p + d) * load(q + d));
+                store(w.products + t * m.dim_p + d, load(w.tile + t * m.dim_p + d) * load(q + d));
             copy_values(w.c + i * width, width, w.z[0] + t * width);
         }
         stretches[used++] = {i, rows, entry.rows};

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "din_kernels/sparse_update.h"
 #include "common/kernel_table.h"
+#include "din_kernels/sparse_update.h"
 
 namespace din_kernels::cpu {
 
@@ -15,9 +15,14 @@ constexpr int64_t kUpdateBlock = 512;
 
 template <typename S>
 struct UpdateCall {
-    const SparseUpdateArgs<S>* args;
+    const SparseUpdate& args;
     const uint64_t* keys;  // [N], of sorted_ids
     Wide<S>* partials;     // [blocks, D]: block b's share of the row that began before it
+    // The call's arrays.
+    S* weight = static_cast<S*>(args.weight);              // [V, D]
+    Wide<S>* first = static_cast<Wide<S>*>(args.first);    // [V, D], row-wise Adagrad [V], or null
+    Wide<S>* second = static_cast<Wide<S>*>(args.second);  // [V, D] or null
+    const S* grads = static_cast<const S*>(args.grads);    // [N, D]
 };
 
 template <typename S>

@@ -1,14 +1,13 @@
 // One pass over the sorted ids: sums the gradients of a row, regularizes it and updates it. Compiled once per ISA;
 // exports one table and nothing else.
 #include "common/sorted_ids.h"
-#include "sparse_update/rules.h"
 #include "common/storage.h"
+#include "sparse_update/rules.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {
 
-template <typename S>
-inline int64_t end_of_block(const SparseUpdateArgs<S>& a, int64_t block) {
+inline int64_t end_of_block(const SparseUpdate& a, int64_t block) {
     const int64_t end = (block + 1) * kUpdateBlock;
     return end < a.entries ? end : a.entries;
 }
@@ -16,17 +15,17 @@ inline int64_t end_of_block(const SparseUpdateArgs<S>& a, int64_t block) {
 // The gradient of the entry that is due kAhead entries from now, and what its row needs if it is the row's first.
 template <int kStates, typename S>
 DIN_KERNELS_PREFETCHES void prefetch_entry(const UpdateCall<S>& call, int64_t entry) {
-    const SparseUpdateArgs<S>& a = *call.args;
+    const SparseUpdate& a = call.args;
     entry += kAhead;
     if (entry >= a.entries) return;
     const int64_t bytes = a.dim * int64_t(sizeof(S)), state_bytes = a.dim * int64_t(sizeof(Wide<S>));
     const int64_t id = id_of(call.keys[entry]);
-    prefetch(a.grads + position_of(call.keys[entry]) * a.dim, bytes);
+    prefetch(call.grads + position_of(call.keys[entry]) * a.dim, bytes);
     if (kStates < 0 || id == id_of(call.keys[entry - 1])) return;
-    prefetch(a.weight + id * a.dim, bytes);
-    if (kStates > 0) prefetch(a.first + id * a.dim, state_bytes);
-    if (kStates > 1) prefetch(a.second + id * a.dim, state_bytes);
-    if (kStates == 0 && a.first) __builtin_prefetch(a.first + id);
+    prefetch(call.weight + id * a.dim, bytes);
+    if (kStates > 0) prefetch(call.first + id * a.dim, state_bytes);
+    if (kStates > 1) prefetch(call.second + id * a.dim, state_bytes);
+    if (kStates == 0 && call.first) __builtin_prefetch(call.first + id);
     if (a.counts.data) prefetch_count(a.counts, id);
 }
 
@@ -34,11 +33,11 @@ DIN_KERNELS_PREFETCHES void prefetch_entry(const UpdateCall<S>& call, int64_t en
 template <int kVectors, int kStates, bool kPrefetch, typename S>
 inline void sum_columns(const UpdateCall<S>& call, int64_t from, int64_t to, int64_t column, Wide<S>* out) {
     using T = Wide<S>;
-    const SparseUpdateArgs<S>& a = *call.args;
+    const SparseUpdate& a = call.args;
     Vec<T> total[kVectors] = {};
     for (int64_t entry = from; entry < to; ++entry) {
         if (kPrefetch) prefetch_entry<kStates>(call, entry);
-        const S* row = a.grads + position_of(call.keys[entry]) * a.dim + column;
+        const S* row = call.grads + position_of(call.keys[entry]) * a.dim + column;
         for (int v = 0; v < kVectors; ++v) total[v] += load_wide(row + v * kLanes<T>);
     }
     for (int v = 0; v < kVectors; ++v) store(out + column + v * kLanes<T>, total[v]);
@@ -47,7 +46,7 @@ inline void sum_columns(const UpdateCall<S>& call, int64_t from, int64_t to, int
 // out [D] = sum of the gradients of entries [from, to). kStates < 0: prefetches gradients alone.
 template <int kStates, typename S>
 void sum_entries(const UpdateCall<S>& call, int64_t from, int64_t to, Wide<S>* out) {
-    const SparseUpdateArgs<S>& a = *call.args;
+    const SparseUpdate& a = call.args;
     int64_t column = 0;
     const auto left = [&] { return a.dim - column; };
     constexpr int64_t kLane = kLanes<Wide<S>>;
@@ -66,7 +65,7 @@ void sum_entries(const UpdateCall<S>& call, int64_t from, int64_t to, Wide<S>* o
     if (column == a.dim) return;
     for (int64_t d = column; d < a.dim; ++d) out[d] = 0;
     for (int64_t entry = from; entry < to; ++entry) {
-        const S* row = a.grads + position_of(call.keys[entry]) * a.dim;
+        const S* row = call.grads + position_of(call.keys[entry]) * a.dim;
         for (int64_t d = column; d < a.dim; ++d) out[d] += widen(row[d]);
     }
 }
@@ -82,40 +81,42 @@ template <typename S>
 void partial(const UpdateCall<S>& call, int64_t block) {
     const int64_t from = block * kUpdateBlock;
     if (from == 0 || id_of(call.keys[from]) != id_of(call.keys[from - 1])) return;
-    if (id_of(call.keys[from]) == call.args->padding_idx) return;
-    const int64_t to = end_of_run(call.keys, from, end_of_block(*call.args, block));
-    sum_entries<-1>(call, from, to, call.partials + block * call.args->dim);
+    if (id_of(call.keys[from]) == call.args.padding_idx) return;
+    const int64_t to = end_of_run(call.keys, from, end_of_block(call.args, block));
+    sum_entries<-1>(call, from, to, call.partials + block * call.args.dim);
 }
 
 // The rule on a row of weights in Wide<S>, given the sum g [D] of its gradients.
 template <typename Rule, typename S, typename T>
-inline void update_weights(const SparseUpdateArgs<S>& a, int64_t id, T* __restrict weight, T* __restrict g) {
+inline void update_weights(const UpdateCall<S>& call, int64_t id, T* __restrict weight, T* __restrict g) {
+    const SparseUpdate& a = call.args;
     const double decay = a.counts.data ? a.coeff / count_of(a.counts, id) : 0;
     Constants<T> constants{T(a.step), T(a.beta1), T(a.beta2), T(a.eps), T(a.maximize ? -1 : 1), T(decay), T(1)};
     if (a.decoupled) constants.pull = 0, constants.keep = T(1 - a.lr * decay);
     const int64_t state = Rule::kStates == 0 ? id : id * a.dim;
-    T* first = a.first ? a.first + state : nullptr;
-    T* second = a.second ? a.second + state : nullptr;
+    T* first = call.first ? call.first + state : nullptr;
+    T* second = call.second ? call.second + state : nullptr;
     Rule::apply(a.dim, weight, first, second, g, constants);
 }
 
 // scratch [2, D]: the sum of the gradients, and room for a row of narrow weights.
 template <typename Rule, typename S>
-inline void update_row(const SparseUpdateArgs<S>& a, int64_t id, Wide<S>* scratch) {
-    S* row = a.weight + id * a.dim;
+inline void update_row(const UpdateCall<S>& call, int64_t id, Wide<S>* scratch) {
+    const int64_t dim = call.args.dim;
+    S* row = call.weight + id * dim;
     if constexpr (std::is_same_v<S, Wide<S>>) {
-        update_weights<Rule>(a, id, row, scratch);
+        update_weights<Rule>(call, id, row, scratch);
     } else {
-        widen_row(row, a.dim, scratch + a.dim);
-        update_weights<Rule>(a, id, scratch + a.dim, scratch);
-        narrow_row(scratch + a.dim, a.dim, row);
+        widen_row(row, dim, scratch + dim);
+        update_weights<Rule>(call, id, scratch + dim, scratch);
+        narrow_row(scratch + dim, dim, row);
     }
 }
 
 // Updates the rows whose first entry lies in `block`.
 template <typename Rule, typename S>
 void update_block(const UpdateCall<S>& call, int64_t block, Wide<S>* row) {
-    const SparseUpdateArgs<S>& a = *call.args;
+    const SparseUpdate& a = call.args;
     const uint64_t* keys = call.keys;
     int64_t entry = block * kUpdateBlock;
     const int64_t end = end_of_block(a, block);
@@ -129,13 +130,13 @@ void update_block(const UpdateCall<S>& call, int64_t block, Wide<S>* row) {
             for (int64_t later = block + 1; later * kUpdateBlock < a.entries && id_of(keys[later * kUpdateBlock]) == id;
                  ++later)
                 for (int64_t d = 0; d < a.dim; ++d) row[d] += call.partials[later * a.dim + d];
-        update_row<Rule>(a, id, row);
+        update_row<Rule>(call, id, row);
     }
 }
 
 template <typename S>
 void update(const UpdateCall<S>& call, int64_t block, Wide<S>* row) {
-    switch (call.args->rule) {
+    switch (call.args.rule) {
         case UpdateRule::kSgd:
             return update_block<Sgd>(call, block, row);
         case UpdateRule::kMomentum:

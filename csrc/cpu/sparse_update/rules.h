@@ -3,8 +3,8 @@
 #pragma once
 
 #include "common/simd.h"
-#include "sparse_update/call.h"
 #include "common/table_rows.h"
+#include "sparse_update/call.h"
 
 namespace din_kernels::cpu::DIN_KERNELS_ISA {
 namespace {

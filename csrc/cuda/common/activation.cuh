@@ -35,7 +35,7 @@ namespace activations {
 
 template <bool kApproximate>
 struct Identity {
-    static constexpr int kParams = 0;
+    static constexpr int kParams = params_per_layer(Activation::kIdentity, false);
     __device__ static float value(float z, const ChannelParams&) { return z; }
     __device__ static Derivative derivative(float, float g, const ChannelParams&) { return {g, 0.0f, 0.0f, 0.0f}; }
 };
@@ -43,7 +43,7 @@ struct Identity {
 // y' = y (1 - y)
 template <bool kApproximate>
 struct Sigmoid {
-    static constexpr int kParams = 0;
+    static constexpr int kParams = params_per_layer(Activation::kSigmoid, false);
     __device__ static float value(float z, const ChannelParams&) { return sigmoid<kApproximate>(z); }
     __device__ static Derivative derivative(float z, float g, const ChannelParams&) {
         const float y = sigmoid<kApproximate>(z);
@@ -54,7 +54,7 @@ struct Sigmoid {
 // y' = 1 - y^2
 template <bool kApproximate>
 struct Tanh {
-    static constexpr int kParams = 0;
+    static constexpr int kParams = params_per_layer(Activation::kTanh, false);
     __device__ static float value(float z, const ChannelParams&) {
         if constexpr (kApproximate) return ptx::tanh_approx(z);
         return tanhf(z);
@@ -67,7 +67,7 @@ struct Tanh {
 
 template <bool kApproximate>
 struct Relu {
-    static constexpr int kParams = 0;
+    static constexpr int kParams = params_per_layer(Activation::kRelu, false);
     // NaN stays NaN.
     __device__ static float value(float z, const ChannelParams&) { return z > 0.0f ? z : (z == z ? 0.0f : z); }
     __device__ static Derivative derivative(float z, float g, const ChannelParams&) {
@@ -78,7 +78,7 @@ struct Relu {
 // y = slope z where z <= 0;  dy/dslope = min(z, 0)
 template <bool kApproximate>
 struct Prelu {
-    static constexpr int kParams = 1;
+    static constexpr int kParams = params_per_layer(Activation::kPrelu, false);
     __device__ static float value(float z, const ChannelParams& c) { return z > 0.0f ? z : c.slope_or_alpha * z; }
     __device__ static Derivative derivative(float z, float g, const ChannelParams& c) {
         return z > 0.0f ? Derivative{g, 0.0f, 0.0f, 0.0f} : Derivative{g * c.slope_or_alpha, g * z, 0.0f, 0.0f};
@@ -90,7 +90,7 @@ struct Prelu {
 // t = u = (z - mean) rstd in the unit, and t = weight u + bias in dice, which also brings p and 1 - p of its own.
 template <bool kApproximate>
 struct Dice {
-    static constexpr int kParams = 3;  // alpha, mean, var
+    static constexpr int kParams = params_per_layer(Activation::kDice, false);  // alpha, mean, var
 
     struct Gate {
         float p, q;  // q = 1 - p

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <stdexcept>
 #include <type_traits>
 
 #include "common/numeric.cuh"
@@ -20,6 +21,8 @@ void with_dtype(DType dtype, const Body& body) {
             return body(Bf16{});
         case DType::kFp16:
             return body(Fp16{});
+        case DType::kDouble:
+            throw std::invalid_argument("dtype must be float32, bfloat16 or float16, got float64");
     }
 }
 

@@ -54,11 +54,11 @@ struct DiceArrays {
     Global<const T> in(const void* data) const { return {static_cast<const T*>(data), size}; }
     Global<T> out(void* data) const { return {static_cast<T*>(data), size}; }
     Global<const bool> mask() const { return {call.mask, call.rows}; }
-    Global<float> per_channel(float* data) const { return {data, call.channels}; }
+    Global<float> per_channel(void* data) const { return {fp32(data), call.channels}; }
     DiceChannels channels() const {
-        const auto array = [&](const float* data) { return Global<const float>(data, call.channels); };
-        return {call.channels,   array(call.alpha), array(call.weight), array(call.bias), array(call.mean),
-                array(call.var), call.eps};
+        const auto array = [&](const void* data) { return Global<const float>(fp32(data), call.channels); };
+        return {call.channels,    array(call.alpha), array(call.weight), array(call.bias),
+                array(call.mean), array(call.var),   float(call.eps)};
     }
 };
 

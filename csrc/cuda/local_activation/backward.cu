@@ -123,9 +123,10 @@ BackwardCall<typename Math::Storage, kFolded> backward_call(const LocalActivatio
     };
     // Candidates that share histories add to fp32 rows.
     const bool shared_rows = call.query_to_user != nullptr;
-    const int64_t cells = call.rows_count * call.dim;
-    const bool by_two = call.dim % 2 == 0 && aligned_for<2, S>({query_rows(call, plan.work), call.grad_pooled}) &&
-                        (shared_rows ? aligned_for<2, float>({call.grad_pairs}) : aligned_for<2, S>({call.grad_rows}));
+    const int64_t cells = call.history_rows * call.dim;
+    const bool by_two =
+        call.dim % 2 == 0 && aligned_for<2, S>({query_rows(call, plan.work), call.grad_pooled}) &&
+        (shared_rows ? aligned_for<2, float>({call.grad_pairs}) : aligned_for<2, S>({call.grad_history.values[0]}));
     const int64_t matrix_words = plan.fold.chunk * plan.fold.transposed_words;
     return {
         tile_call<S, kFolded>(call, plan),
@@ -137,12 +138,12 @@ BackwardCall<typename Math::Storage, kFolded> backward_call(const LocalActivatio
         {none, layer(1), layer(2)},
         call.dice_training ? floats_read(plan.statistics, 2 * sizes.padded_sum) : no_array<const float>(),
         Global<const S>(static_cast<const S*>(call.grad_pooled), call.queries * call.dim),
-        Global<const float>(call.grad_pair_weights, call.total_pairs),
+        Global<const float>(fp32(call.grad_pair_weights), call.total_pairs),
         carved_array<const int64_t>(call.workspace, plan.work.pair_first, call.queries + 1),
         Global<const double>(call.logsumexp, call.queries),
         floats_read(plan.dots, call.queries),
-        Global<S>(shared_rows ? nullptr : static_cast<S*>(call.grad_rows), cells),
-        Global<float>(shared_rows ? static_cast<float*>(call.grad_rows) : nullptr, cells),
+        Global<S>(shared_rows ? nullptr : static_cast<S*>(call.grad_history.values[0]), cells),
+        Global<float>(shared_rows ? fp32(call.grad_history.values[0]) : nullptr, cells),
         Global<float>(call.grad_pairs, call.pairs * call.dim),
         floats(plan.partials, plan.blocks * 2 * plan.candidate_width),
         floats(plan.constants_gradient, call.queries * sizes.padded[0]),

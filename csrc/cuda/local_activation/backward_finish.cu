@@ -119,7 +119,7 @@ void write_first_weight(const LocalActivation& call, const BackwardPlan& plan, S
            carved_array<const float>(call.workspace, sizes.folded ? plan.fold.sums : plan.gradient_sums,
                                      2 * int64_t(padded) * stride),
            carved_array<const float>(call.workspace, plan.weight_q_sums, int64_t(padded) * dim),
-           Global<float>(call.layers[0].grad_weight, sizes.width[0] * columns.total));
+           Global<float>(fp32(call.layers[0].grad_weight), sizes.width[0] * columns.total));
 }
 
 // Biases and parameters, from the column sums, and the weights of the other layers and of the output.
@@ -128,23 +128,23 @@ void write_layers(const LocalActivation& call, const BackwardPlan& plan, Stream 
     const Writer write{stream};
     const float* const gradients = carved<float>(call.workspace, plan.gradient_sums);
     const float* const columns = carved<float>(call.workspace, plan.columns_sums);
-    const auto write_columns = [&](ColumnSum which, int l, float* out) {
-        write(columns + which * sizes.padded_sum + sizes.padded_first[l], 0, 1, sizes.width[l], out);
+    const auto write_columns = [&](ColumnSum which, int l, void* out) {
+        write(columns + which * sizes.padded_sum + sizes.padded_first[l], 0, 1, sizes.width[l], fp32(out));
     };
     for (int l = 0; l < sizes.layers; ++l) {
-        const UnitLayer& layer = call.layers[l];
+        const Layer& layer = call.layers[l];
         write_columns(kSumOfDz, l, layer.grad_bias);
-        write_columns(kSumOfDparam, l, layer.grad_param);
-        write_columns(kSumOfDu, l, layer.grad_u);
-        write_columns(kSumOfDuU, l, layer.grad_u_u);
+        write_columns(kSumOfDparam, l, layer.grad_params[0]);
+        write_columns(kSumOfDu, l, layer.grad_params[1]);
+        write_columns(kSumOfDuU, l, layer.grad_params[2]);
         if (l > 0)
             write(gradients + plan.gradient_layer[l], plan.gradient_stride[l], sizes.width[l], sizes.width[l - 1],
-                  layer.grad_weight);
+                  fp32(layer.grad_weight));
     }
     if (call.hidden == 0) return;
-    const UnitLayer& output = call.layers[call.hidden];
+    const Layer& output = call.layers[call.hidden];
     write_columns(kSumOfDsH, sizes.layers - 1, output.grad_weight);
-    write(columns + plan.columns_size - 1, 0, 1, 1, output.grad_bias);
+    write(columns + plan.columns_size - 1, 0, 1, 1, fp32(output.grad_bias));
 }
 
 }  // namespace

@@ -53,8 +53,8 @@ void prepare_backward(const LocalActivation& call, const BackwardPlan& plan, Str
                    Global<const S>(static_cast<const S*>(call.pooled), cells),
                    carved_array<const int64_t>(call.workspace, plan.work.pair_first, call.queries + 1),
                    Global<const int64_t>(call.pair_begin, call.queries),
-                   Global<const float>(call.pair_weights, call.total_pairs),
-                   Global<const float>(call.grad_pair_weights, call.total_pairs),
+                   Global<const float>(fp32(call.pair_weights), call.total_pairs),
+                   Global<const float>(fp32(call.grad_pair_weights), call.total_pairs),
                    carved_array<float>(call.workspace, plan.dots, call.queries));
         });
     for (int l = 0; call.dice_training && l < sizes.layers; ++l) {
@@ -65,9 +65,9 @@ void prepare_backward(const LocalActivation& call, const BackwardPlan& plan, Str
                 width);
         };
         launch("write_batch_params", write_batch_params, Grid{ceil_div(width, 128)}, 128, 0, stream,
-               Global<const float>(call.statistics + first, width),
-               Global<const float>(call.statistics + sizes.width_sum + first, width), width, float(call.layers[l].eps),
-               params(2), params(3));
+               Global<const float>(fp32(call.statistics) + first, width),
+               Global<const float>(fp32(call.statistics) + sizes.width_sum + first, width), width,
+               float(call.layers[l].eps), params(2), params(3));
     }
 }
 

@@ -18,7 +18,8 @@ void with_math(const LocalActivation& call, const Body& body) {
 
 // [Q, D]: the caller's rows, or those that were gathered in the workspace.
 inline const void* query_rows(const LocalActivation& call, const Workspace& work) {
-    return call.query.ids[0].data ? carved<const char>(call.workspace, work.query) : call.query.data[0];
+    const Table& first = call.query.tables[0];
+    return first.ids.data ? carved<const char>(call.workspace, work.query) : first.values;
 }
 template <typename S>
 Global<const S> query_of(const LocalActivation& call, const Workspace& work) {

@@ -109,7 +109,7 @@ void run_forward(const LocalActivation& call, const ForwardPlan& plan, Stream st
         Global<S>(static_cast<S*>(call.pooled), call.queries * call.dim),
         Global<double>(call.logsumexp, call.queries),
         floats(plan.normalizers, 2 * call.queries),
-        Global<float>(call.pair_weights, call.total_pairs),
+        Global<float>(fp32(call.pair_weights), call.total_pairs),
         floats(plan.partials, plan.blocks * 2 * (call.dim + 2)),
         floats(plan.statistics, call.dice_training ? plan.blocks * (2 * plan.sizes.padded_sum + 1) : 0)};
     const auto pass = [&](int statistics_layer, const auto& after) {

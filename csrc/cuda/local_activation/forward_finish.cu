@@ -102,7 +102,8 @@ void normalize_pair_weights(const LocalActivation& call, const ForwardPlan& plan
     launch("normalize_weights", normalize_weights, Grid{ceil_div(call.queries, kThreads / 32)}, kThreads, 0, stream,
            call.queries, carved_array<const int64_t>(call.workspace, plan.work.pair_first, call.queries + 1),
            carved_array<const float>(call.workspace, plan.normalizers, 2 * call.queries),
-           Global<const int64_t>(call.pair_begin, call.queries), Global<float>(call.pair_weights, call.total_pairs));
+           Global<const int64_t>(call.pair_begin, call.queries),
+           Global<float>(fp32(call.pair_weights), call.total_pairs));
 }
 
 void finish_statistics(const LocalActivation& call, const ForwardPlan& plan, int layer, Stream stream) {
@@ -112,8 +113,8 @@ void finish_statistics(const LocalActivation& call, const ForwardPlan& plan, int
     launch("join_statistics", join_statistics, Grid{width}, 32, 0, stream,
            carved_array<const float>(call.workspace, plan.statistics, plan.blocks * stride), plan.blocks, stride,
            sizes.padded[layer], float(call.layers[layer].eps),
-           Global<float>(call.statistics + sizes.width_first[layer], width),
-           Global<float>(call.statistics + sizes.width_sum + sizes.width_first[layer], width),
+           Global<float>(fp32(call.statistics) + sizes.width_first[layer], width),
+           Global<float>(fp32(call.statistics) + sizes.width_sum + sizes.width_first[layer], width),
            Global<float>(params + 2 * sizes.padded_sum, width), Global<float>(params + 3 * sizes.padded_sum, width));
 }
 

@@ -194,7 +194,7 @@ inline Workspace plan_workspace(const LocalActivation& call, const Sizes& s, Car
     w.pair_first = carve.add(call.queries + 1, 8);
     w.tile_sums = carve.add(ceil_div(call.queries + 1, kWordsPerTile), 8);
     w.slot_first = s.folded ? carve.add(call.queries + 1, 8) : w.pair_first;
-    w.query = carve.add(call.query.ids[0].data ? call.queries * call.dim : 0, s.element_bytes);
+    w.query = carve.add(call.query.tables[0].ids.data ? call.queries * call.dim : 0, s.element_bytes);
     w.constants = carve.add(call.queries * s.padded[0], 4);
     w.params = carve.add(4 * s.padded_sum, 4);
     w.output = carve.add(s.padded[s.layers - 1] + 1, 4);

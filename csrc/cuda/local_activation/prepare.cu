@@ -70,8 +70,8 @@ __global__ void gather_query(TableRows<S> source, int64_t queries, int64_t dim, 
     if (at >= queries * dim) return;
     int64_t column = at % dim;
     int k = 0;
-    for (; column >= source.tables.width[k]; ++k) column -= source.tables.width[k];
-    query.store(at, source.table(k)[source.row_of(k, at / dim) * source.tables.width[k] + column]);
+    for (; column >= source.width(k); ++k) column -= source.width(k);
+    query.store(at, source.table(k)[source.row_of(k, at / dim) * source.width(k) + column]);
 }
 
 // c_i = (Wq + Wd) q_i + b1. A warp per 16 candidates.
@@ -112,7 +112,7 @@ void prepare_params(const LocalActivation& call, const Sizes& sizes, const Works
     source.output_weight = call.layers[call.hidden].weight, source.output_bias = call.layers[call.hidden].bias;
     int widest = 0;
     for (int l = 0; l < sizes.layers; ++l) {
-        const UnitLayer& layer = call.layers[l];
+        const Layer& layer = call.layers[l];
         source.bias[l] = layer.bias, source.eps[l] = float(layer.eps);
         for (int which = 0; which < 3; ++which) source.params[l][which] = layer.params[which];
         widest = std::max(widest, sizes.padded[l]);
@@ -135,7 +135,7 @@ void count_pairs(const LocalActivation& call, const Workspace& work, int multipl
 template <typename Math>
 void prepare_constants(const LocalActivation& call, const Sizes& sizes, const Workspace& work, Stream stream) {
     using S = typename Math::Storage;
-    if (call.query.ids[0].data)
+    if (call.query.tables[0].ids.data)
         launch("gather_query", gather_query<S>, Grid{ceil_div(call.queries * call.dim, 256)}, 256, 0, stream,
                TableRows<S>{call.query, call.queries, false}, call.queries, call.dim,
                carved_array<S>(call.workspace, work.query, call.queries * call.dim));

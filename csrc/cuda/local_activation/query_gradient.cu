@@ -124,7 +124,7 @@ void finish_queries(const LocalActivation& call, const BackwardPlan& plan, Strea
             packed_array(call, sizes, plan.transposed.weight_q, sizes.padded[0], sizes.dim),
             carved_array<const float>(call.workspace, plan.constants_gradient, call.queries * sizes.padded[0]),
             carved_array<const float>(call.workspace, plan.query_gradient, cells),
-            Global<S>(static_cast<S*>(call.grad_query), cells),
+            Global<S>(static_cast<S*>(call.grad_query.values[0]), cells),
             carved_array<float>(call.workspace, plan.weight_q_gradients,
                                 plan.candidate_blocks * int64_t(sizes.padded[0]) * sizes.dim)};
         launch("query_gradients", query_gradients<Math>, Grid{plan.candidate_blocks}, 32,

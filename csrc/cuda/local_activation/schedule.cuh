@@ -79,7 +79,7 @@ inline Pairs pairs_of(const LocalActivation& call, const Workspace& work) {
             Global<const int64_t>(call.begin, call.users),
             Global<const int64_t>(call.length, call.users),
             Global<const int64_t>(call.row_index, call.capacity),
-            Global<const bool>(call.row_mask, call.rows_count),
+            Global<const bool>(call.row_mask, call.history_rows),
             Global<const int64_t>(call.query_to_user, call.queries)};
 }
 

@@ -23,7 +23,7 @@ TileCall<S, kFolded> tile_call(const LocalActivation& call, const Plan& plan) {
             query_of<S>(call, plan.work),
             call.dim % 4 == 0 && aligned_for<4, S>({query_rows(call, plan.work)}),
             call.normalize == Normalize::kSoftmax,
-            call.scale,
+            float(call.scale),
             Global<const int64_t>(call.pair_begin, call.queries)};
 }
 

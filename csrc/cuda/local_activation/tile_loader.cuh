@@ -55,15 +55,19 @@ struct RowThreads {
 // Rows of one or several tables, read by element.
 template <typename S>
 struct TableRows {
-    RowTables tables;
+    Source source;
     int64_t entries;   // of the ids
     bool by_16_bytes;  // all rows can be copied 16 bytes at a time
 
     __device__ int64_t row_of(int table, int64_t at) const {
-        return tables.ids[table].data ? IdArray{tables.ids[table], entries}[at] : at;
+        const Ids& ids = source.tables[table].ids;
+        return ids.data ? IdArray{ids, entries}[at] : at;
     }
+    __device__ int count() const { return source.count; }
+    __device__ int64_t width(int k) const { return source.tables[k].width; }
     __device__ Global<const S> table(int k) const {
-        return Global<const S>(static_cast<const S*>(tables.data[k]), tables.rows[k] * tables.width[k]);
+        const Table& table = source.tables[k];
+        return Global<const S>(static_cast<const S*>(table.values), table.rows * table.width);
     }
 };
 
@@ -148,8 +152,8 @@ struct TileLoader {
     __device__ void copy_rows(const Shared<int64_t>& source_rows, const Shared<S>& to) const {
         constexpr int kPiece = int(16 / sizeof(S));
         int column = 0;
-        for (int k = 0; k < source.tables.tables; ++k) {
-            const int width = int(source.tables.width[k]);
+        for (int k = 0; k < source.count(); ++k) {
+            const int width = int(source.width(k));
             if (source.by_16_bytes)
                 copy_table<kPiece>(k, width, column, source_rows, to);
             else
@@ -226,11 +230,12 @@ template <typename S, bool kFolded>
 TileLoader<S, kFolded> tile_loader(const LocalActivation& call, const Sizes& sizes, const TileShared& tile,
                                    const Workspace& work) {
     bool by_16_bytes = true;
-    for (int k = 0; k < call.rows.tables; ++k)
-        by_16_bytes &=
-            call.rows.width[k] * sizeof(S) % 16 == 0 && reinterpret_cast<uintptr_t>(call.rows.data[k]) % 16 == 0;
+    for (int k = 0; k < call.history.count; ++k) {
+        const Table& table = call.history.tables[k];
+        by_16_bytes &= table.width * sizeof(S) % 16 == 0 && reinterpret_cast<uintptr_t>(table.values) % 16 == 0;
+    }
     return {pairs_of(call, work),
-            {call.rows, call.rows_count, by_16_bytes},
+            {call.history, call.history_rows, by_16_bytes},
             sizes.dim,
             sizes.stride[0],
             tile.rows,

@@ -143,7 +143,7 @@ void unfold(const LocalActivation& call, const BackwardPlan& backward, Chunk chu
                gradients, query_gradient);
         launch("outer_weight_gradient", outer_weight_gradient<Math>, Grid{sizes.width[0], ceil_div(call.dim, 16)},
                kThreads, size_t(kRowsPerWarp * (16 + sizes.stride[0])) * sizeof(S), stream, chunk, sizes, plan, columns,
-               query, gradients, Global<float>(call.layers[0].grad_weight, sizes.width[0] * columns.total));
+               query, gradients, Global<float>(fp32(call.layers[0].grad_weight), sizes.width[0] * columns.total));
     });
 }
 

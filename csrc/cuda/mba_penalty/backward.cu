@@ -32,17 +32,17 @@ __global__ void penalty_gradient(Global<const T> weight, int64_t dim, CountArray
 
 }  // namespace
 
-void mba_penalty_backward(const MbaPenalty& call, const float* grad, bool dense, int64_t out_rows, void* out,
-                          Stream stream) {
+void mba_penalty_backward(const MbaPenalty& call, Stream stream) {
+    const int64_t rows = call.dense ? call.rows : call.out_rows;
     with_dtype(call.dtype, [&](auto zero) {
         using T = decltype(zero);
-        with_width(call.dim, aligned_for<4, T>({call.weight, out}), [&](auto width) {
-            launch("penalty_gradient", penalty_gradient<T, width()>, Grid{ceil_div(out_rows, kPenaltyWarps)},
+        with_width(call.dim, aligned_for<4, T>({call.weight, call.out}), [&](auto width) {
+            launch("penalty_gradient", penalty_gradient<T, width()>, Grid{ceil_div(call.out_rows, kPenaltyWarps)},
                    kPenaltyThreads, 0, stream,
                    Global<const T>(static_cast<const T*>(call.weight), call.rows * call.dim), call.dim,
                    CountArray{call.counts, call.rows}, Global<const int64_t>(call.unique, call.entries),
-                   Global<const int64_t>(call.unique_count, 1), Global<const float>(grad, 1), float(call.coeff), dense,
-                   out_rows, Global<T>(static_cast<T*>(out), (dense ? call.rows : out_rows) * call.dim));
+                   Global<const int64_t>(call.unique_count, 1), Global<const float>(call.grad, 1), float(call.coeff),
+                   call.dense, call.out_rows, Global<T>(static_cast<T*>(call.out), rows * call.dim));
         });
     });
 }

@@ -132,20 +132,21 @@ int64_t sparse_update_workspace(int64_t rows, int64_t dim, int64_t entries) {
 void sparse_update(const SparseUpdate& call, Stream stream) {
     const SparseUpdatePlan plan = plan_sparse_update(call.rows, call.dim, call.entries);
     const Groups groups = group_entries(call, plan, stream);
-    const Rule rule{call.rule, call.lr,    call.step,     call.beta1,    call.beta2,
-                    call.eps,  call.coeff, call.maximize, call.decoupled};
+    const Rule rule{call.rule,       float(call.lr),    float(call.step), float(call.beta1), float(call.beta2),
+                    float(call.eps), float(call.coeff), call.maximize,    call.decoupled};
     auto* const partials = carved<float>(call.workspace, plan.partials);
     const int64_t partials_size = 2 * plan.chunks * call.dim, cells = call.rows * call.dim;
     with_dtype(call.dtype, [&](auto zero) {
         using T = decltype(zero);
         const Global<const T> grads(static_cast<const T*>(call.grads), call.entries * call.dim);
-        const Rows<T> rows{call.dim,
-                           Global<T>(static_cast<T*>(call.weight), cells),
-                           Global<float>(call.first, call.rule == UpdateRule::kRowwiseAdagrad ? call.rows : cells),
-                           Global<float>(call.second, cells),
-                           CountArray{call.counts, call.rows},
-                           grads,
-                           Global<const float>(partials, partials_size)};
+        const Rows<T> rows{
+            call.dim,
+            Global<T>(static_cast<T*>(call.weight), cells),
+            Global<float>(fp32(call.first), call.rule == UpdateRule::kRowwiseAdagrad ? call.rows : cells),
+            Global<float>(fp32(call.second), cells),
+            CountArray{call.counts, call.rows},
+            grads,
+            Global<const float>(partials, partials_size)};
         const bool aligned =
             aligned_for<4, T>({call.weight, call.grads}) && aligned_for<4, float>({call.first, call.second});
         with_width(call.dim, aligned, [&](auto width) {

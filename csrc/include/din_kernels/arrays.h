@@ -1,9 +1,19 @@
-// Arrays of several element types, as more than one op takes them.
+// Arrays of several element types, as more than one op takes them, on a CPU and on a GPU.
 #pragma once
 
 #include <cstdint>
 
 namespace din_kernels {
+
+// Element types of floating-point arrays. GPUs have no kernels for kDouble.
+enum class DType { kFloat, kDouble, kBf16, kFp16 };
+
+// An array whose element type is known at run time only.
+struct TypedArray {
+    const void* data;
+    DType dtype;
+    int64_t size;  // elements
+};
 
 // 16-bit floats as memory holds them. Kernels read and write them, and compute in float.
 struct BFloat16 {
@@ -13,7 +23,7 @@ struct Float16 {
     uint16_t bits;
 };
 
-// What kernels compute in for elements S.
+// The type that kernels compute in for elements S.
 template <typename S>
 struct WideOf {
     using type = S;
@@ -29,7 +39,7 @@ struct WideOf<Float16> {
 template <typename S>
 using Wide = typename WideOf<S>::type;
 
-// Integers of either width: the ids of a batch.
+// The ids of a batch: integers of either width.
 struct Ids {
     const void* data;
     bool is_int64;  // else int32

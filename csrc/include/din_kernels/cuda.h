@@ -5,11 +5,15 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "din_kernels/arrays.h"
+
 namespace din_kernels::cuda {
 
 using Stream = void*;  // cudaStream_t
 
-enum class DType { kFloat, kBf16, kFp16 };
+// Arrays of the type that kernels compute in.
+inline float* fp32(void* array) { return static_cast<float*>(array); }
+inline const float* fp32(const void* array) { return static_cast<const float*>(array); }
 
 // A launch that failed or that the device cannot serve: names the kernel and the limit.
 class LaunchError : public std::runtime_error {

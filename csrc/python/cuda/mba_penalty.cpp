@@ -1,54 +1,53 @@
 // mba_penalty of din_kernels._cuda.
+#include "../mba_penalty.h"
+
+#include "bindings.h"
 #include "din_kernels/cuda/mba_penalty.h"
 
-#include "../table_arrays.h"
-#include "bindings.h"
-
 namespace din_kernels::python {
+namespace {
+
+cuda::MbaPenalty call_of(const py::dict& call, const py::dict& result) {
+    cuda::MbaPenalty penalty{};
+    read_call(call, penalty);
+    penalty.unique = Fields(result).address<int64_t>("unique");
+    penalty.unique_count = Fields(result).address<int64_t>("unique_count");
+    return penalty;
+}
+
+}  // namespace
 
 void bind_mba_penalty(py::module_& m) {
     m.def("mba_penalty_workspace", cuda::mba_penalty_workspace, py::arg("rows"), py::arg("entries"),
           "Bytes of scratch memory that mba_penalty_forward needs.");
     m.def(
         "mba_penalty_forward",
-        [](const std::string& dtype, int64_t rows, int64_t dim, int64_t entries, Address weight, Address ids,
-           const std::string& id_type, Address counts, const std::string& count_type, double coeff, int64_t padding_idx,
-           Address unique, Address unique_count, Address penalty, Address workspace, Address stream) {
-            const cuda::MbaPenalty call{dtype_of(dtype),
-                                        rows,
-                                        dim,
-                                        entries,
-                                        at<const void>(weight),
-                                        ids_at(ids, id_type),
-                                        counts_at(counts, count_type),
-                                        coeff,
-                                        padding_idx,
-                                        at<int64_t>(unique),
-                                        at<int64_t>(unique_count),
-                                        at<float>(penalty),
-                                        at<void>(workspace)};
+        [](const py::dict& call, const py::dict& result, const py::dict& launch, std::uintptr_t stream) {
+            cuda::MbaPenalty penalty = call_of(call, result);
+            penalty.penalty = Fields(result).address<float>("penalty");
+            penalty.workspace = Fields(launch).address<void>("workspace");
             py::gil_scoped_release release;
-            cuda::mba_penalty_forward(call, stream_at(stream));
+            cuda::mba_penalty_forward(penalty, stream_at(stream));
         },
-        R"((coeff / 2) * sum over the unique ids j but padding_idx (-1: none) of ||w_j||^2 / n_j to penalty [1] of float32.
+        R"(Writes `result`: penalty [1] of float32, unique [N] of int64, the ids but padding_idx in ascending order and -1
+behind them, and their number, unique_count [1] of int64.
 
-Arrays are addresses on the device, C-contiguous: weight [V, D] of dtype float32, bfloat16 or float16, ids [N] of
-id_type int32 or int64, counts [V] of count_type int32, int64, float32 or float64. Writes unique [N] of int64: those
-ids in ascending order, then -1, and their number to unique_count [1] of int64.)");
+The call is as for din_kernels._cpu, of float32, bfloat16 or float16. launch holds workspace.)");
     m.def(
         "mba_penalty_backward",
-        [](const std::string& dtype, int64_t rows, int64_t dim, int64_t entries, Address weight, Address unique,
-           Address unique_count, Address counts, const std::string& count_type, double coeff, Address grad, bool dense,
-           int64_t out_rows, Address out, Address stream) {
-            cuda::MbaPenalty call{};
-            call.dtype = dtype_of(dtype), call.rows = rows, call.dim = dim, call.entries = entries;
-            call.weight = at<const void>(weight), call.counts = counts_at(counts, count_type), call.coeff = coeff;
-            call.unique = at<int64_t>(unique), call.unique_count = at<int64_t>(unique_count);
+        [](const py::dict& call, const py::dict& result, const py::dict& grads, const py::dict& gradients,
+           std::uintptr_t stream) {
+            cuda::MbaPenalty penalty = call_of(call, result);
+            penalty.grad = Fields(grads).address<const float>("penalty");
+            const Array out = Fields(gradients).array("weight");
+            needs_rank("weight", out, 2);
+            penalty.entries = Fields(result).array("unique").size();
+            penalty.out = out.data, penalty.out_rows = penalty.dense ? penalty.entries : out.shape[0];
             py::gil_scoped_release release;
-            cuda::mba_penalty_backward(call, at<const float>(grad), dense, out_rows, at<void>(out), stream_at(stream));
+            cuda::mba_penalty_backward(penalty, stream_at(stream));
         },
-        R"(Writes grad * coeff * w_j / n_j, grad [1] of float32: to row i of out [out_rows, D] for unique[i], zeros behind
-unique_count, or (dense) to row j of out [V, D], whose other rows stay; out_rows is N then.)");
+        R"(Writes gradients["weight"], grads["penalty"] [1] of float32 times coeff * w_j / n_j: to row i for the i-th id of
+result["unique"] and zeros behind unique_count, or, where the call is not sparse, to row j of [V, D], whose other rows stay.)");
 }
 
 }  // namespace din_kernels::python

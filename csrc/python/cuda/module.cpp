@@ -7,6 +7,7 @@
 #include "../../cuda_emulation/machine.h"
 #endif
 
+namespace py = pybind11;
 using din_kernels::cuda::DeviceInfo;
 using namespace din_kernels::python;
 

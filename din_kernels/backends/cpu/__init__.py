@@ -1,12 +1,13 @@
-"""C++ SIMD kernels for CPU tensors; here a tensor becomes a pointer."""
+"""C++ SIMD kernels for CPU tensors."""
 
 from __future__ import annotations
 
 import functools
 
-import torch  # before _cpu, so that both use one OpenMP pool
+import torch  # noqa: F401  before _cpu, so that both use one OpenMP pool
 
 from din_kernels.backends import Request
+from din_kernels.backends.compiled import name_of
 from din_kernels.options import DTYPES
 
 
@@ -32,13 +33,3 @@ def refuses_tensors(request: Request) -> str | None:
     if request.dtype not in DTYPES:
         return f"dtype must be one of {', '.join(map(name_of, DTYPES))}, got {request.dtype}"
     return None
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """What the compiled core calls a dtype."""
-    return str(dtype).removeprefix("torch.")
-
-
-def pointer(tensor: torch.Tensor | None) -> int:
-    """Address of a tensor's elements; 0 stands for one that is left out."""
-    return 0 if tensor is None else tensor.data_ptr()

@@ -1,4 +1,4 @@
-"""`dice` on the CPU: tensors to pointers for the compiled core."""
+"""`dice` on the CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 
 from din_kernels.backends import Request
 from din_kernels.backends.calls import DiceCall, DiceGradients, DiceGrads, DiceResult, DiceSaved
-from din_kernels.backends.cpu import name_of, pointer, refuses_tensors
+from din_kernels.backends.compiled import Description, room_for_statistics
+from din_kernels.backends.cpu import refuses_tensors
 
 
 def refuses(request: Request) -> str | None:
@@ -14,46 +15,27 @@ def refuses(request: Request) -> str | None:
     return refuses_tensors(request)
 
 
-def _contiguous(call: DiceCall) -> DiceCall:
-    return DiceCall(*(each.contiguous() if isinstance(each, torch.Tensor) else each for each in call))
-
-
-def _inputs(call: DiceCall, mean: torch.Tensor, var: torch.Tensor) -> tuple:
-    """What both kernels take first; mean and var are written in a forward that trains."""
-    pointers = map(pointer, (call.x, call.mask, call.alpha, call.weight, call.bias, mean, var))
-    return name_of(call.x.dtype), *call.x.shape, *pointers, call.eps, call.training
-
-
 def forward(call: DiceCall) -> DiceResult:
     """Kernel call of the op's forward."""
     from din_kernels import _cpu
 
-    call = _contiguous(call)
-    mean, var = (torch.empty_like(call.alpha) if call.training else each.clone() for each in (call.mean, call.var))
-    y = torch.empty_like(call.x)
-    count = _cpu.dice_forward(*_inputs(call, mean, var), pointer(y), torch.get_num_threads())
-    return DiceResult(y, mean, var, torch.tensor(count))
+    y = torch.empty_like(call.x, memory_format=torch.contiguous_format)
+    result = DiceResult(y, *room_for_statistics(call), count=torch.empty((), dtype=torch.int64))
+    described = Description()
+    _cpu.dice_forward(described.of(call), described.of(result), torch.get_num_threads())
+    return result
 
 
 def backward(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGradients:
     """Kernel call of the op's backward."""
     from din_kernels import _cpu
 
-    call, grad_y = _contiguous(call), grads.y.contiguous()
-    mean, var = saved.mean.contiguous(), saved.var.contiguous()
     found = DiceGradients(
-        x=torch.empty_like(call.x),
-        alpha=torch.empty_like(call.alpha),
+        x=torch.empty_like(call.x, memory_format=torch.contiguous_format),
+        alpha=torch.empty_like(call.alpha, memory_format=torch.contiguous_format),
         weight=call.alpha.new_empty(0 if call.weight is None else call.weight.shape),
         bias=call.alpha.new_empty(0 if call.bias is None else call.bias.shape),
     )
-    _cpu.dice_backward(
-        *_inputs(call, mean, var),
-        pointer(grad_y),
-        pointer(found.x),
-        pointer(found.alpha),
-        pointer(None if call.weight is None else found.weight),
-        pointer(None if call.bias is None else found.bias),
-        torch.get_num_threads(),
-    )
+    described = Description()
+    _cpu.dice_backward(*map(described.of, (call, saved, grads, found)), torch.get_num_threads())
     return found

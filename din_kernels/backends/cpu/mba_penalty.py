@@ -1,4 +1,4 @@
-"""`mba_penalty` on the CPU: tensors to pointers for the compiled core."""
+"""`mba_penalty` on the CPU."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from din_kernels.backends.calls import (
     MbaPenaltySaved,
     arithmetic_dtype,
 )
-from din_kernels.backends.cpu import name_of
-from din_kernels.backends.cpu.sparse_update import counts_array
+from din_kernels.backends.compiled import Description, readable_counts
 from din_kernels.backends.cpu.sparse_update import refuses as _refuses
 
 
@@ -26,53 +25,33 @@ def forward(call: MbaPenaltyCall) -> MbaPenaltyResult:
     """Kernel call of the op's forward."""
     from din_kernels import _cpu
 
-    weight, ids = call.weight.contiguous(), call.ids.contiguous()
-    _alive, *counts = counts_array(call.counts)
-    unique = torch.empty(ids.numel(), dtype=torch.int64)
+    described = Description()
+    saved = MbaPenaltySaved(
+        unique=torch.empty(call.ids.numel(), dtype=torch.int64), unique_count=torch.empty((), dtype=torch.int64)
+    )
     penalty = _cpu.mba_penalty_forward(
-        name_of(weight.dtype),
-        *weight.shape,
-        ids.numel(),
-        weight.data_ptr(),
-        ids.data_ptr(),
-        name_of(ids.dtype),
-        int(ids.max()) if ids.numel() else 0,
-        *counts,
-        call.coeff,
-        call.padding_idx,
-        unique.data_ptr(),
-        torch.get_num_threads(),
+        described.of(call._replace(counts=readable_counts(call.counts))), described.of(saved), torch.get_num_threads()
     )
-    return MbaPenaltyResult(
-        penalty=torch.tensor(penalty, dtype=arithmetic_dtype(weight.dtype)),
-        unique=unique,
-        unique_count=(unique >= 0).sum(),
-    )
+    return MbaPenaltyResult(torch.tensor(penalty, dtype=arithmetic_dtype(call.weight.dtype)), *saved)
 
 
 def backward(call: MbaPenaltyCall, saved: MbaPenaltySaved, grads: MbaPenaltyGrads) -> torch.Tensor:
     """Kernel call of the op's backward: gradients of rows unique[:entries], or of all of weight."""
     from din_kernels import _cpu
 
-    weight, unique, count = call.weight.contiguous(), saved.unique.contiguous(), int(saved.unique_count)
-    _alive, *counts = counts_array(call.counts)
+    count = int(saved.unique_count)
     if call.sparse:
-        found = weight.new_empty(grads.entries, weight.shape[1])
+        found = call.weight.new_empty(grads.entries, call.weight.shape[1])
         found[count:] = 0
     else:
-        found = torch.zeros_like(weight)
+        found = torch.zeros_like(call.weight, memory_format=torch.contiguous_format)
+    described = Description()
     _cpu.mba_penalty_backward(
-        name_of(weight.dtype),
-        *weight.shape,
-        unique.numel(),
-        weight.data_ptr(),
-        unique.data_ptr(),
+        described.of(call._replace(counts=readable_counts(call.counts))),
+        described.of(saved),
         count,
-        *counts,
-        call.coeff,
         float(grads.penalty),
-        not call.sparse,
-        found.data_ptr(),
+        {"weight": described.array(found)},
         torch.get_num_threads(),
     )
     return found

@@ -1,14 +1,13 @@
-"""`sparse_update` on the CPU: tensors to pointers for the compiled core."""
+"""`sparse_update` on the CPU."""
 
 from __future__ import annotations
 
 import torch
 
 from din_kernels.backends import Request
-from din_kernels.backends.calls import SparseUpdateCall, Table
-from din_kernels.backends.cpu import name_of, pointer, refuses_tensors
-
-COUNT_TYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
+from din_kernels.backends.calls import SparseUpdateCall
+from din_kernels.backends.compiled import Description, readable_counts
+from din_kernels.backends.cpu import refuses_tensors
 
 
 def refuses(request: Request) -> str | None:
@@ -24,43 +23,10 @@ def refuses(request: Request) -> str | None:
     return None
 
 
-def counts_array(counts: torch.Tensor | None) -> tuple[torch.Tensor | None, int, str]:
-    """Counts as the core takes them: the tensor to keep alive, its address and the name of its type."""
-    if counts is None:
-        return None, 0, "int64"
-    if counts.dtype not in COUNT_TYPES:
-        counts = counts.to(torch.float32)
-    counts = counts.contiguous()
-    return counts, counts.data_ptr(), name_of(counts.dtype)
-
-
 def forward(call: SparseUpdateCall) -> None:
-    """Kernel calls of the op, one per table."""
-    for table in call.tables():
-        if table.ids.numel():
-            _update(table, call.rule)
-
-
-def _update(table: Table, rule: str) -> None:
+    """Kernel call of the op, for all tables."""
     from din_kernels import _cpu
 
-    weight, ids, grads, hyper = table.weight, table.ids.contiguous(), table.grads.contiguous(), table.hyper
-    _alive, *counts = counts_array(table.counts if hyper.coeff else None)
-    first, second = [*table.states, None, None][:2]
-    _cpu.sparse_update(
-        name_of(weight.dtype),
-        *weight.shape,
-        ids.numel(),
-        weight.data_ptr(),
-        pointer(first),
-        pointer(second),
-        ids.data_ptr(),
-        name_of(ids.dtype),
-        int(ids.max()),
-        grads.data_ptr(),
-        *counts,
-        table.padding_idx,
-        rule,
-        *hyper,
-        torch.get_num_threads(),
-    )
+    described = Description()
+    counts = [None if each is None else readable_counts(each) for each in call.counts]
+    _cpu.sparse_update(described.of(call._replace(counts=counts)), torch.get_num_threads())

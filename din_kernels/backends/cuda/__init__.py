@@ -56,16 +56,6 @@ def refuses_tensors(request: Request) -> str | None:
     return None
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """What the compiled module calls a dtype."""
-    return str(dtype).removeprefix("torch.")
-
-
-def pointer(tensor: torch.Tensor | None) -> int:
-    """Address of a tensor's elements; 0 stands for one that is left out."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def workspace(kernel: str, like: torch.Tensor, size: int) -> torch.Tensor:
     """Scratch memory of `size` bytes on the device of `like`.
 

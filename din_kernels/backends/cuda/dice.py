@@ -1,4 +1,4 @@
-"""`dice` on a GPU: tensors to pointers for the CUDA kernels."""
+"""`dice` on a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 
 from din_kernels.backends import Request
 from din_kernels.backends.calls import DiceCall, DiceGradients, DiceGrads, DiceResult, DiceSaved
-from din_kernels.backends.cuda import compiled, name_of, pointer, refuses_tensors, stream_of, workspace
+from din_kernels.backends.compiled import Description, room_for_statistics
+from din_kernels.backends.cuda import compiled, refuses_tensors, stream_of, workspace
 
 
 def refuses(request: Request) -> str | None:
@@ -14,46 +15,35 @@ def refuses(request: Request) -> str | None:
     return refuses_tensors(request)
 
 
-def _contiguous(call: DiceCall) -> DiceCall:
-    return DiceCall(*(each.contiguous() if isinstance(each, torch.Tensor) else each for each in call))
-
-
-def _inputs(call: DiceCall, mean: torch.Tensor, var: torch.Tensor) -> tuple:
-    """What both kernels take first; mean and var are written in a forward that trains."""
-    pointers = map(pointer, (call.x, call.mask, call.alpha, call.weight, call.bias, mean, var))
-    return name_of(call.x.dtype), *call.x.shape, *pointers, call.eps, call.training
-
-
 def forward(call: DiceCall) -> DiceResult:
     """Kernel call of the op's forward."""
-    kernels, call = compiled(), _contiguous(call)
-    mean, var = (torch.empty_like(call.alpha) if call.training else each.clone() for each in (call.mean, call.var))
-    y, count = torch.empty_like(call.x), torch.zeros((), dtype=torch.int64, device=call.device)
+    kernels, described = compiled(), Description()
+    y = torch.empty_like(call.x, memory_format=torch.contiguous_format)
+    count = torch.zeros((), dtype=torch.int64, device=call.device)
+    result = DiceResult(y, *room_for_statistics(call), count)
     if y.numel():
-        scratch = workspace("dice", y, kernels.dice_workspace(*y.shape))
+        launch = {"workspace": described.array(workspace("dice", y, kernels.dice_workspace(*y.shape)))}
         with stream_of(y) as stream:
-            outputs = map(pointer, (y, count, scratch))
-            kernels.dice_forward(*_inputs(call, mean, var), *outputs, stream)
+            kernels.dice_forward(described.of(call), described.of(result), launch, stream)
     elif call.training:
-        mean.zero_(), var.fill_(1)
-    return DiceResult(y, mean, var, count)
+        result.mean.zero_(), result.var.fill_(1)
+    return result
 
 
 def backward(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGradients:
     """Kernel call of the op's backward."""
-    kernels, call, grad_y = compiled(), _contiguous(call), grads.y.contiguous()
-    mean, var = saved.mean.contiguous(), saved.var.contiguous()
+    kernels, described, x = compiled(), Description(), call.x
     found = DiceGradients(
-        x=torch.empty_like(call.x),
-        alpha=torch.zeros_like(call.alpha),
+        x=torch.empty_like(x, memory_format=torch.contiguous_format),
+        alpha=torch.zeros_like(call.alpha, memory_format=torch.contiguous_format),
         weight=call.alpha.new_zeros(0 if call.weight is None else call.weight.shape),
         bias=call.alpha.new_zeros(0 if call.bias is None else call.bias.shape),
     )
-    count = torch.empty((), dtype=torch.int64, device=call.device)
-    if call.x.numel():
-        scratch = workspace("dice", call.x, kernels.dice_workspace(*call.x.shape))
-        affine = (None if call.weight is None else found.weight, None if call.bias is None else found.bias)
-        with stream_of(call.x) as stream:
-            outputs = map(pointer, (grad_y, found.x, found.alpha, *affine, count, scratch))
-            kernels.dice_backward(*_inputs(call, mean, var), *outputs, stream)
+    if x.numel():
+        launch = {
+            "count": described.array(torch.empty((), dtype=torch.int64, device=call.device)),
+            "workspace": described.array(workspace("dice", x, kernels.dice_workspace(*x.shape))),
+        }
+        with stream_of(x) as stream:
+            kernels.dice_backward(*map(described.of, (call, saved, grads, found)), launch, stream)
     return found

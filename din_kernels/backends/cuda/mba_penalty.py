@@ -1,4 +1,4 @@
-"""`mba_penalty` on a GPU: tensors to pointers for the CUDA kernels."""
+"""`mba_penalty` on a GPU."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 
 from din_kernels.backends import Request
 from din_kernels.backends.calls import MbaPenaltyCall, MbaPenaltyGrads, MbaPenaltyResult, MbaPenaltySaved
-from din_kernels.backends.cuda import compiled, name_of, stream_of, workspace
-from din_kernels.backends.cuda.sparse_update import counts_array
+from din_kernels.backends.compiled import Description, readable_counts
+from din_kernels.backends.cuda import compiled, stream_of, workspace
 from din_kernels.backends.cuda.sparse_update import refuses as _refuses
 
 
@@ -18,55 +18,40 @@ def refuses(request: Request) -> str | None:
 
 def forward(call: MbaPenaltyCall) -> MbaPenaltyResult:
     """Kernel call of the op's forward."""
-    kernels, weight, ids = compiled(), call.weight.contiguous(), call.ids.contiguous()
-    _alive, *counts = counts_array(call.counts)
-    unique, unique_count = ids.new_empty(ids.numel(), dtype=torch.int64), ids.new_zeros((), dtype=torch.int64)
-    penalty = weight.new_zeros((), dtype=torch.float32)
-    if ids.numel() and weight.numel():
-        scratch = workspace("mba_penalty", weight, kernels.mba_penalty_workspace(weight.shape[0], ids.numel()))
-        with stream_of(weight) as stream:
-            kernels.mba_penalty_forward(
-                name_of(weight.dtype),
-                *weight.shape,
-                ids.numel(),
-                weight.data_ptr(),
-                ids.data_ptr(),
-                name_of(ids.dtype),
-                *counts,
-                call.coeff,
-                call.padding_idx,
-                unique.data_ptr(),
-                unique_count.data_ptr(),
-                penalty.data_ptr(),
-                scratch.data_ptr(),
-                stream,
-            )
-    else:
-        unique.fill_(-1)
-    return MbaPenaltyResult(penalty, unique, unique_count)
+    kernels, described, weight, ids = compiled(), Description(), call.weight, call.ids
+    result = MbaPenaltyResult(
+        penalty=weight.new_zeros((), dtype=torch.float32),
+        unique=ids.new_empty(ids.numel(), dtype=torch.int64),
+        unique_count=ids.new_zeros((), dtype=torch.int64),
+    )
+    if not ids.numel() or not weight.numel():
+        result.unique.fill_(-1)
+        return result
+    scratch = workspace("mba_penalty", weight, kernels.mba_penalty_workspace(weight.shape[0], ids.numel()))
+    with stream_of(weight) as stream:
+        kernels.mba_penalty_forward(
+            described.of(call._replace(counts=readable_counts(call.counts))),
+            described.of(result),
+            {"workspace": described.array(scratch)},
+            stream,
+        )
+    return result
 
 
 def backward(call: MbaPenaltyCall, saved: MbaPenaltySaved, grads: MbaPenaltyGrads) -> torch.Tensor:
     """Kernel call of the op's backward: gradients of rows unique[:entries], or of all of weight."""
-    kernels, weight, unique = compiled(), call.weight.contiguous(), saved.unique.contiguous()
-    _alive, *counts = counts_array(call.counts)
-    grad = grads.penalty.to(torch.float32)
-    found = weight.new_empty(grads.entries, weight.shape[1]) if call.sparse else torch.zeros_like(weight)
-    if found.numel() and unique.numel():
+    kernels, described, weight = compiled(), Description(), call.weight
+    if call.sparse:
+        found = weight.new_empty(grads.entries, weight.shape[1])
+    else:
+        found = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+    if found.numel() and saved.unique.numel():
         with stream_of(weight) as stream:
             kernels.mba_penalty_backward(
-                name_of(weight.dtype),
-                *weight.shape,
-                unique.numel(),
-                weight.data_ptr(),
-                unique.data_ptr(),
-                saved.unique_count.data_ptr(),
-                *counts,
-                call.coeff,
-                grad.data_ptr(),
-                not call.sparse,
-                grads.entries if call.sparse else unique.numel(),
-                found.data_ptr(),
+                described.of(call._replace(counts=readable_counts(call.counts))),
+                described.of(saved),
+                described.of(grads._replace(penalty=grads.penalty.to(torch.float32))),
+                {"weight": described.array(found)},
                 stream,
             )
     return found
