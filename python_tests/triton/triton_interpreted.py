@@ -12,10 +12,9 @@ import torch
 from support import bounds
 
 import din_kernels as dk
-from din_kernels.backends.triton import INTERPRETED, chips, local_activation
-from din_kernels.backends.triton.local_activation import plan as local_activation_plan
-from din_kernels.backends.triton.local_activation import run
-from din_kernels.backends.triton.local_activation.plan import tiles
+from din_kernels.backends.triton import INTERPRETED, chips
+from din_kernels.backends.triton.local_activation import inputs, outer, parts, run
+from din_kernels.backends.triton.local_activation import plan as plans
 from din_kernels.gather import Gather
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
 from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
@@ -150,7 +149,7 @@ def test_rows_by_id_padded_statistics_and_wide_weights_equal_the_reference(dtype
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_candidates_of_one_user_add_their_gradients_in_order_or_atomically(deterministic, features, monkeypatch):
     torch.use_deterministic_algorithms(deterministic)
-    monkeypatch.setattr(local_activation, "CHUNK_BYTES", 4 * 24 * 19 * 4)  # chunks of outer that split a user
+    monkeypatch.setattr(outer, "CHUNK_BYTES", 4 * 24 * 19 * 4)  # chunks of outer that split a user
     holds(make_case(features, "sigmoid", "none", "query_to_user", **SHAPES["folded"]), torch.float32)
 
 
@@ -199,15 +198,15 @@ def test_rows_beyond_2_to_31_elements_are_found():
 def test_short_histories_fold_in_fp32_and_are_grouped_in_half_precision(monkeypatch):
     monkeypatch.undo()
     seen = []
-    monkeypatch.setattr(local_activation, "tiles", lambda *a, **k: seen.append(tiles(*a, **k)) or seen[-1])
+    monkeypatch.setattr(run, "plan", lambda *a, **k: seen.append(plans.plan(*a, **k)) or seen[-1])
     for dtype in (torch.float32, torch.bfloat16):
         holds(make_case("concat", "sigmoid", "softmax", "packed", **SHAPES["grouped"]), dtype)
-    assert [each.constants["FOLD"] for each in seen] == [True, True, False, False]
+    assert [each.tile.folded for each in seen] == [True, True, False, False]
 
 
 def test_outer_is_the_same_in_chunks_of_candidates(monkeypatch):
     case = make_case("outer", "sigmoid", "none", "packed", **SHAPES["folded"])
-    monkeypatch.setattr(local_activation, "CHUNK_BYTES", 2 * 24 * 19 * 4)
+    monkeypatch.setattr(outer, "CHUNK_BYTES", 2 * 24 * 19 * 4)
     holds(case, torch.float32)
 
 
@@ -220,11 +219,11 @@ def test_float64_is_refused_with_a_reason():
 def test_tiles_shrink_to_a_chips_shared_memory_and_a_unit_too_wide_for_the_least_is_refused(monkeypatch):
     sizes, seen = SHAPES["grouped"] | {"dim": 64, "hidden": (80, 40)}, []
     case = make_case("concat", "sigmoid", "none", "packed", **sizes)
-    monkeypatch.setattr(local_activation, "tiles", lambda *a, **k: seen.append(tiles(*a, **k)) or seen[-1])
+    monkeypatch.setattr(run, "plan", lambda *a, **k: seen.append(plans.plan(*a, **k)) or seen[-1])
     for limit, folded in ((232_448, False), (60_000, True)):
         monkeypatch.setattr(chips, "shared_memory", lambda device, limit=limit: limit)
         holds(case, torch.float32)
-        assert [each.constants["FOLD"] for each in seen[-2:]] == [folded, folded]
+        assert [each.tile.folded for each in seen[-2:]] == [folded, folded]
     monkeypatch.setattr(chips, "shared_memory", lambda device: 50_000)
     with pytest.raises(dk.BackendError, match=r"D = 64 and H = \(80, 40\) take up to .* the chip has 50,000"):
         list(deviations(case, "triton", torch.float32))
@@ -242,7 +241,7 @@ def test_without_gradients_a_unit_whose_backward_alone_is_too_wide_is_served(mon
 
 
 def test_what_follows_from_sizes_alone_is_made_once_and_not_in_every_call():
-    made = [local_activation_plan._static, local_activation_plan.tile_shape, run._parts]
+    made = [inputs.unit_of, plans.tile_shape, parts.layout_of]
     counts = []
     for lengths in ((3, 1), (2, 2, 9), (1, 4)):
         holds(make_case("concat", "sigmoid", "none", "packed", lengths=lengths, dim=7, hidden=(5,)), torch.float32)
@@ -325,9 +324,8 @@ def test_penalty_and_gradient_equal_the_reference(dtype, padding_idx, sparse):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dice_equals_the_reference(dtype, training):
-    for rows, channels, masked, affine in (
-        (300, 19, False, True), (150, 3, True, False), (7, 83, True, True), (0, 3, False, False),
-    ):  # fmt: skip
+    cases = [(300, 19, False, True), (150, 3, True, False), (7, 83, True, True), (0, 3, False, False)]
+    for rows, channels, masked, affine in cases:
         generator = torch.Generator().manual_seed(rows)
         x = (torch.randn(rows, channels, generator=generator) + 0.5).to(dtype)
         alpha, mean, weight, bias = torch.randn(4, channels, generator=generator)
