@@ -19,6 +19,12 @@ constexpr int64_t kDicePad = 16;
 // those that are read it would not stay there, and a store through the cache reads the line first, a fifth of the time.
 constexpr int64_t kDiceStream = int64_t(16) << 20;
 
+// The rows are cut into blocks, and each block leaves its sums over the channels in `partials`:
+//
+//     x [N, C]   | block_rows rows | block_rows rows | ... | the rest |
+//     partials   | sum 0  [Cp]     | sum 0  [Cp]     |     one part per block, added up in their order in double
+//                | sum 1  [Cp]     | sum 1  [Cp]     |
+//                | sum 2  [Cp]     | sum 2  [Cp]     |
 template <typename S>
 struct DiceCall {
     using T = Wide<S>;
@@ -30,7 +36,7 @@ struct DiceCall {
     const T* bias;     // 0 where there is none
     const T* mean_u;   // sum of u over the valid rows / n, with u = dL/dz; 0 in evaluation
     const T* mean_ud;  // r^2 sum of u (s - mean) / n; 0 in evaluation
-    T* partials;       // [blocks, sums, Cp]
+    T* partials;       // [blocks, kStatistics or kGradSums, Cp]
     // The call's arrays [N, C]; those that the pass does not use are null.
     const S* x = static_cast<const S*>(args.x);
     S* y = static_cast<S*>(args.y);

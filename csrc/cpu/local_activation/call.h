@@ -57,8 +57,11 @@ struct Moments {
     double *mean, *squares;  // [Hp]
 };
 
-// With outer features the candidates' own matrices are made together, for a round of entries at a time: entry i of
-// the round has the i-th of each. `slot` is the place in the round of a block's first entry.
+// With outer features the candidates' own matrices are made together, for a round of entries at a time: every block
+// brings the same number of its entries, and entry i of the round has the i-th of each array.
+//
+//     round 0   | block 0: e0 e1 | block 1: e9 e10 | block 2: e15 e16 |     `slot` of a block: where its entries begin,
+//     round 1   | block 0: e2 e3 | block 1: e11    | block 2: e17 e18 |     0, 2 and 4 in round 0
 template <typename T>
 struct OuterRound {
     int64_t count;         // entries
@@ -80,8 +83,8 @@ struct Call {
     const T* grad_pair_weights = static_cast<const T*>(args.grad_pair_weights);  // [total_pairs] or null
     PackedMlp<T> mlp{};
     const Plan* plan = nullptr;
-    T* partial_sums =
-        nullptr;  // forward [partials, Dp + 2]: pooled, top, total; backward [partials, D]: gradients of the query
+    // Forward [partials, Dp + 2]: pooled, top, total. Backward [partials, D]: gradients of the query.
+    T* partial_sums = nullptr;
     T* partial_rows = nullptr;  // [partial_rows, D] gradients of histories that several blocks share
     OuterRound<T> outer{};
 };

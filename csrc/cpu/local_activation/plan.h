@@ -1,8 +1,19 @@
 // How the pairs of a call are cut into blocks: by behaviours, not by users, and never by the number of threads.
+//
+//     pairs of      | user 0 | user 1 |        user 2, whose 3 candidates have 4000 behaviours      |
+//     entries       | c0     | c1     | c2 c3 c4 over run 0 | c2 c3 c4 over run 1 | c2 c3 c4 ...     |
+//     blocks        |      block 0              |          block 1            | ...
+//
+// An entry is a candidate over a run of its history; most histories are one run. A history that is worth more than a
+// block is cut into runs, its candidates into chunks, and a chunk lies in one block. What a candidate has in several
+// runs goes to partial sums, slot by slot, and the gradient of rows that several chunks share to partial rows; both are
+// added up afterwards, in the order of the plan.
 #pragma once
 
 #include <cstdint>
 #include <vector>
+
+#include "din_kernels/local_activation.h"
 
 namespace din_kernels::cpu {
 
@@ -41,7 +52,6 @@ struct Plan {
 };
 
 // Each block keeps weight gradients of its own, so their number is limited.
-Plan make_plan(int64_t queries, int64_t users, const int64_t* begin, const int64_t* length,
-               const int64_t* query_to_user, const int64_t* pair_begin, int64_t max_blocks, bool backward);
+Plan make_plan(const LocalActivation& call, int64_t max_blocks, bool backward);
 
 }  // namespace din_kernels::cpu

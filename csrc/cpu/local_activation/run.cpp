@@ -41,8 +41,7 @@ class Run {
 
     Run(const LocalActivation& args, bool backward, int asked_threads)
         : args(args),
-          plan(make_plan(args.queries, args.users, args.begin, args.length, args.query_to_user, args.pair_begin,
-                         most_blocks<T>(args), backward)),
+          plan(make_plan(args, most_blocks<T>(args), backward)),
           blocks(int64_t(plan.blocks.size()) - 1),
           threads(usable_threads(asked_threads, outer() ? std::max(blocks, args.dim) : blocks)),
           weights(args, kernels.lanes, backward, threads),

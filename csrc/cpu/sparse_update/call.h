@@ -10,7 +10,11 @@ namespace din_kernels::cpu {
 
 // Entries of one block. A row whose entries go beyond its block is summed in parts, one per block, in the blocks'
 // order: rows that are in every sample (a small table) are summed by all threads, and the order is the same for any
-// number.
+// number of threads.
+//
+//     keys    | 2 2 5 5 5 | 5 5 5 5 5 | 5 8 9 9 9 |     sorted ids, cut into blocks
+//     partial |           |  5: 5 of  |  5: 1 of  |     share of the row that began before the block
+//     update  | 2, 5      |           | 8, 9      |     by the block that holds the row's first entry
 constexpr int64_t kUpdateBlock = 512;
 
 template <typename S>
