@@ -67,7 +67,8 @@ class CMakeBuild(build_ext):
         subprocess.run(configure + shlex.split(os.environ.get("CMAKE_ARGS", "")), check=True)
         subprocess.run([cmake, "--build", str(build)], check=True)
         for stale in package.glob("_cuda*"):
-            stale.unlink()
+            if stale.suffix != ".pyi":  # the stubs beside the modules are sources
+                stale.unlink()
         subprocess.run([cmake, "--install", str(build), "--prefix", str(package)], check=True)
 
 

@@ -62,7 +62,7 @@ class PaddedDIN(DIN):
             padded.load_state_dict(unit.state_dict())
             self.units[name] = padded
 
-    def interests(self, inputs: dict[str, Any], candidate: torch.Tensor) -> list[torch.Tensor]:
+    def interests(self, inputs: dict[str, Any], candidate: torch.Tensor, lookups=None) -> list[torch.Tensor]:
         """`[Q, D]` per history."""
         user, found = inputs["query_to_user"], []
         for name, fields in self.config.histories.items():

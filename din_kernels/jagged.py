@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from din_kernels import checks
 
@@ -64,7 +65,14 @@ class Jagged:
     def to(self, *args, **kwargs) -> Jagged:
         """As `torch.Tensor.to`: a dtype applies to values alone, a device to both."""
         values = self.values.to(*args, **kwargs)
-        return Jagged._trusted(values, self.offsets.to(values.device))
+        return Jagged._trusted(values, self.offsets.to(values.device, non_blocking=non_blocking(args, kwargs)))
+
+    def pin_memory(self) -> Jagged:
+        """In pinned memory, for copies that do not wait; a DataLoader with pin_memory=True calls it."""
+        return Jagged._trusted(self.values.pin_memory(), self.offsets.pin_memory())
+
+    def __reduce__(self):
+        return Jagged, (self.values, self.offsets)
 
     @classmethod
     def from_lengths(cls, values: torch.Tensor, lengths: torch.Tensor) -> Jagged:
@@ -93,9 +101,11 @@ class Jagged:
         checks.one_of("padding_side", padding_side, ("right", "left"))
         lengths = self.lengths()
         longest = int(lengths.max()) if len(self) else 0
-        width = longest if max_length is None else int(max_length)
-        if width < 0:
-            raise ValueError(f"max_length must be at least 0, got {width}")
+        if max_length is not None:
+            checks.integer("max_length", max_length, at_least=0)
+        if padding_value == padding_value:  # NaN is as good as any
+            checks.number("padding_value", padding_value, infinite=True)
+        width = longest if max_length is None else max_length
         user = torch.repeat_interleave(torch.arange(len(self), device=self.values.device), lengths)
         from_end = self.offsets[1:][user] - torch.arange(self.num_rows, device=self.values.device)  # 1 for the last row
         kept = from_end <= width
@@ -159,8 +169,7 @@ class Padded:
                 raise ValueError(f"lengths must lie in 0..{width} (the padded length), got {got}")
         if mask is not None:
             checks.is_tensor("mask", mask, 2, "[B, T]")
-            if mask.dtype != torch.bool:
-                raise TypeError(f"mask must be bool, true where valid, got {mask.dtype}")
+            checks.is_mask("mask", mask)
             checks.has_shape("mask", mask, (batch, width), " (the history's batch and length)")
             checks.same_device("mask", mask, "history", values)
         self.values, self.lengths, self.mask, self.padding_side = values, lengths, mask, padding_side
@@ -170,6 +179,21 @@ class Padded:
         made = object.__new__(cls)
         made.values, made.lengths, made.mask, made.padding_side = values, lengths, mask, padding_side
         return made
+
+    def __reduce__(self):
+        return Padded, (self.values, self.lengths, self.mask, self.padding_side)
+
+    def to(self, *args, **kwargs) -> Padded:
+        """As `torch.Tensor.to`: a dtype applies to values alone, a device to all."""
+        values = self.values.to(*args, **kwargs)
+        move = {"device": values.device, "non_blocking": non_blocking(args, kwargs)}
+        lengths, mask = (None if each is None else each.to(**move) for each in (self.lengths, self.mask))
+        return Padded._trusted(values, lengths, mask, self.padding_side)
+
+    def pin_memory(self) -> Padded:
+        """In pinned memory, for copies that do not wait."""
+        lengths, mask = (None if each is None else each.pin_memory() for each in (self.lengths, self.mask))
+        return Padded._trusted(self.values.pin_memory(), lengths, mask, self.padding_side)
 
     @property
     def batch_size(self) -> int:
@@ -191,24 +215,45 @@ class Padded:
         return column < lengths if self.padding_side == "right" else column >= width - lengths
 
 
-def check_offsets(offsets: torch.Tensor, rows: int, owner_name: str, owner: torch.Tensor) -> None:
+def non_blocking(args: tuple, kwargs: dict) -> bool:
+    """What the arguments of a `torch.Tensor.to` say: non_blocking is the first bool among those by position."""
+    return kwargs.get("non_blocking", next((each for each in args if isinstance(each, bool)), False))
+
+
+def register_batch_type(kind: type) -> None:
+    """Lets torch.load(weights_only=True) make a `kind`, and default_collate say what to do with one."""
+    torch.serialization.add_safe_globals([kind])
+    default_collate_fn_map[kind] = _refuse_to_stack
+
+
+def _refuse_to_stack(batch, *, collate_fn_map=None):
+    name = type(batch[0]).__name__
+    raise TypeError(
+        f"default_collate does not stack {name}s, whose rows differ in number: let the dataset give each sample's ids, "
+        "and pack them in a collate_fn: Jagged.from_lengths(torch.cat(ids), torch.tensor([len(each) for each in ids]))"
+    )
+
+
+def check_offsets(
+    offsets: torch.Tensor, rows: int, owner_name: str, owner: torch.Tensor, name: str = "offsets"
+) -> None:
     """Raises unless `offsets [U + 1]` cut `rows` rows, held by `owner`, into histories."""
-    checks.is_tensor("offsets", offsets, 1, "[U + 1]")
-    checks.is_index("offsets", offsets)
-    checks.same_device("offsets", offsets, owner_name, owner)
+    checks.is_tensor(name, offsets, 1, "[U + 1]")
+    checks.is_index(name, offsets)
+    checks.same_device(name, offsets, owner_name, owner)
     if offsets.shape[0] < 1:
-        raise ValueError("offsets must have at least one entry (U + 1), got 0")
+        raise ValueError(f"{name} must have at least one entry (U + 1), got 0")
     if not checks.values_readable(offsets):
         return
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0:
-        raise ValueError(f"offsets must start at 0, got {first}")
+        raise ValueError(f"{name} must start at 0, got {first}")
     if bool((offsets[1:] < offsets[:-1]).any()):
         at = int((offsets[1:] < offsets[:-1]).nonzero()[0])
         got = f"{int(offsets[at])} then {int(offsets[at + 1])} at positions {at} and {at + 1}"
-        raise ValueError(f"offsets must not decrease, got {got}")
+        raise ValueError(f"{name} must not decrease, got {got}")
     if last != rows:
-        raise ValueError(f"offsets must end at the number of history rows ({rows}), got {last}")
+        raise ValueError(f"{name} must end at the number of history rows ({rows}) in {owner_name}, got {last}")
 
 
 pytree.register_pytree_node(
@@ -231,3 +276,5 @@ pytree.register_pytree_node(
         padded.padding_side,
     ),
 )
+register_batch_type(Jagged)
+register_batch_type(Padded)

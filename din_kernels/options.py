@@ -42,6 +42,7 @@ ACTIVATIONS = {
     "relu": Activation(),
     "prelu": Activation(learned=("slope",)),
     "tanh": Activation(),
+    "silu": Activation(),
     "identity": Activation(),
     "dice": Activation(learned=("alpha",), statistics=("mean", "var")),
 }

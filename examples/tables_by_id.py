@@ -25,8 +25,9 @@ def main() -> None:
     candidate, history = dk.Gather(candidate_ids, tables), dk.Gather(history_ids, tables, offsets=offsets)
     pooled = unit(candidate, history)  # [2, 64]
     pooled.square().sum().backward()
-    print(f"gradient of the items: {'sparse' if items.weight.grad.is_sparse else 'dense'}, "
-          f"rows {items.weight.grad.coalesce().indices()[0].tolist()}")  # fmt: skip
+    grad = items.weight.grad
+    layout = "sparse" if grad.is_sparse else "dense"
+    print(f"gradient of the items: {layout}, rows {grad.coalesce().indices()[0].tolist()}")
 
     # The same numbers from rows that are copied out.
     rows = [torch.cat([items(a), categories(b)], dim=1) for a, b in (candidate_ids, history_ids)]

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from din_kernels import _cuda_emulated, files
 from din_kernels.backends.cuda.local_activation import CHUNK_BYTES
+from din_kernels.options import feature_width
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
@@ -102,26 +103,31 @@ def tile_launch(name: str, architecture: Architecture) -> tuple[int, int]:
     64 behaviours on average, or folded with 1024."""
     rows = 1 << (24 if name.endswith("true>") else 20)
     dtype = next((known for key, known in (("Bf16", "bfloat16"), ("Fp16", "float16")) if key in name), "float32")
-    table, typed = (0, 16_384, 128, 0, "int64"), (0, dtype, 0)
-    layers = [{"width": width, "weight": typed, "bias": typed, "params": [], "eps": 0.0} for width in (80, 40, 1)]
+    users, dim, widths = 16_384, 128, (80, 40, 1)
+    inputs = (feature_width(dim, "concat"), *widths[:-1])
+    # Addresses are 0: only the shapes of a call decide how it is launched.
     call = {
-        "dtype": dtype,
-        "precision": "highest" if "Fma" in name else "tensor cores",
-        "queries": 16_384,
-        "users": 16_384,
-        "rows_count": rows,
-        "capacity": rows,
-        "dim": 128,
-        "query": [table],
-        "rows": [table],
-        "layers": layers,
+        "query_tables": [(0, dtype, (users, dim))],
+        "query_ids": [],
+        "history_tables": [(0, dtype, (rows, dim))],
+        "history_ids": [],
+        "begin": (0, "int64", (users,)),
+        "length": (0, "int64", (users,)),
+        **dict.fromkeys(("row_index", "row_mask", "query_to_user", "pair_begin")),
+        "total_pairs": 0,
+        "weights": [(0, dtype, shape) for shape in zip(widths, inputs, strict=True)],
+        "biases": [(0, dtype, (width,)) for width in widths],
+        "params": [],
+        "eps": [],
+        "dice_training": False,
         "features": "concat",
         "activation": "sigmoid",
         "normalize": "none",
         "scale": 1.0,
-        "chunk_bytes": CHUNK_BYTES,
     }
-    plan = _cuda_emulated.local_activation_plan(call, "backward" in name, 132, architecture.shared_per_block)
+    launch = {"precision": "highest" if "Fma" in name else "tensor cores", "chunk_bytes": CHUNK_BYTES}
+    backward, shared = "backward" in name, architecture.shared_per_block
+    plan = _cuda_emulated.local_activation_plan(call, launch, backward, 132, shared)
     return plan["threads"], plan["shared_bytes"]
 
 
@@ -141,8 +147,9 @@ def report(kernels: list[Kernel]) -> Iterator[str]:
     release = subprocess.run(["nvcc", "--version"], text=True, capture_output=True, check=True).stdout.splitlines()[-2]
     yield "# Resources of the CUDA kernels"
     yield ""
-    yield f"`python tools/cuda_resources.py`, {release}. Compiled, not run: no GPU was at hand. Shared memory and"
-    yield "occupancy (blocks per multiprocessor) of the kernels over tiles: D = 128, H = (80, 40); `true`: folded."
+    yield f"`python tools/cuda_resources.py`, {release}. The kernels are compiled, not run."
+    yield "Shared memory and occupancy (blocks per multiprocessor) of the kernels over tiles are those of D = 128 and"
+    yield "H = (80, 40); their second parameter, `true`, stands for the folded variant."
     yield ""
     for architecture in ARCHITECTURES:
         yield f"## sm_{architecture.name}"

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "0"
 import torch
@@ -28,18 +29,38 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from din_kernels import files
+from din_kernels.backends.calls import (
+    DiceCall,
+    DiceGrads,
+    DiceSaved,
+    Hyper,
+    LocalActivationCall,
+    LocalActivationGrads,
+    MbaPenaltyCall,
+    MbaPenaltyGrads,
+    MbaPenaltySaved,
+    SparseUpdateCall,
+    Table,
+)
 from din_kernels.backends.triton import chips, dice, local_activation, mba_penalty, sparse_update
 from din_kernels.backends.triton.local_activation import memory
 from din_kernels.backends.triton.local_activation.plan import refuses_sizes
-from din_kernels.ops.local_activation import feature_width
-from din_kernels.ops.sparse_update import RULES, Hyper
+from din_kernels.options import ACTIVATIONS, RULES, feature_width
 
-# Compute capability, multiprocessors, bytes of shared memory that a program may have.
+
+class Chip(NamedTuple):
+    """What the launches ask of a chip."""
+
+    capability: int
+    multiprocessors: int
+    shared_memory: int  # bytes that a program may have
+
+
 CHIPS = {
-    "sm_80": (80, 108, 166912),
-    "sm_89": (89, 128, 101376),
-    "sm_90": (90, 132, 232448),
-    "sm_100": (100, 148, 232448),
+    "sm_80": Chip(80, 108, 166912),
+    "sm_89": Chip(89, 128, 101376),
+    "sm_90": Chip(90, 132, 232448),
+    "sm_100": Chip(100, 148, 232448),
 }
 TENSOR_MEMORY = 512  # columns of a multiprocessor of sm_100
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -104,29 +125,28 @@ class Offline:
 
 def bound_of(launch: dict[str, Any], args: tuple, backward: bool) -> int:
     """Bytes of shared memory that a launch of the unit was taken to need at most."""
-    shape = memory.Shape(
-        *(launch[name] for name in ("FOLD", "GROUP", "LENGTH", "num_stages", "num_warps", "PRECISION"))
-    )
-    columns, itemsize = sum(launch["D_SPANS"][1::3]), args[0][2][0].element_size()
-    return memory.bound(columns, launch["WIDTHS"], itemsize, backward, shape)
+    unit, columns = launch["UNIT"], sum(launch["UNIT"].d_spans.width)
+    itemsize = args[0].history.tables[0].element_size()
+    return memory.bound(columns, unit.widths, itemsize, backward, launch["TILE"])
 
 
 @contextlib.contextmanager
 def offline(chip: str, launch: Callable[..., Any]) -> Iterator[None]:
     """Within, launch(run, kernel, args, options) takes the place of every launch, as for the chip."""
-    capability, *properties = CHIPS[chip]
     run = JITFunction.run
-    originals = chips.chip, chips.multiprocessors, chips.shared_memory
-    chips.chip, chips.multiprocessors, chips.shared_memory = (
-        lambda device, value=value: value for value in (chip, *properties)
-    )
-    JITFunction.run = lambda kernel, *args, **options: launch(run, kernel, args, options | {"warmup": True})
-    driver.set_active(Offline(capability))
-    try:
+    properties = CHIPS[chip]._asdict() | {"chip": chip}
+    with contextlib.ExitStack() as stack:
+        for name in ("chip", "multiprocessors", "shared_memory"):
+            stack.enter_context(mock.patch.object(chips, name, lambda device, name=name: properties[name]))
+        stack.enter_context(
+            mock.patch.object(
+                JITFunction,
+                "run",
+                lambda kernel, *args, **options: launch(run, kernel, args, options | {"warmup": True}),
+            )
+        )
+        driver.set_active(Offline(CHIPS[chip].capability))
         yield
-    finally:
-        JITFunction.run = run
-        chips.chip, chips.multiprocessors, chips.shared_memory = originals
 
 
 def compiled(chip: str, call: Callable[[], Any]) -> list[tuple[str, Any, int | None]]:
@@ -135,7 +155,7 @@ def compiled(chip: str, call: Callable[[], Any]) -> list[tuple[str, Any, int | N
 
     def launch(run, kernel, args, options):
         made, name = run(kernel, *args, **options), kernel.fn.__name__
-        bound = bound_of(options, args, "backward" in name) if "GROUP" in options else None
+        bound = bound_of(options, args, "backward" in name) if "TILE" in options else None
         found[made.hash] = name, made, bound
 
     with offline(chip, launch):
@@ -167,44 +187,42 @@ def specialized(chip: str, call: Callable[[], Any]) -> list[str]:
 def unit_call(shape: Unit, backward: bool = True) -> Callable[[], Any]:
     """Forward and backward of the unit on tensors whose values do not matter; the backward only where it is served."""
     dim, queries = shape.dim, shape.users * shape.candidates
-    rows = shape.users * shape.length
     widths = [feature_width(dim, shape.features), *shape.hidden, 1]
-    weights = [torch.zeros(b, a, dtype=shape.dtype) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-    biases = [torch.zeros(b, dtype=shape.dtype) for b in widths[1:]]
-    params = {"prelu": 1, "dice": 1 if shape.training else 3}.get(shape.activation, 0)
-    length = torch.full((shape.users,), shape.length)
-    where = [torch.arange(shape.users) * shape.length, length, None, None]
+    params = ACTIVATIONS[shape.activation].given(shape.training)
     user = torch.arange(shape.users).repeat_interleave(shape.candidates) if shape.candidates > 1 else None
-    inputs = [
-        [torch.zeros(queries, dim, dtype=shape.dtype)],
-        [],
-        [torch.zeros(rows, dim, dtype=shape.dtype)],
-        [],
-        *where,
-        user,
-        None,
-        0,
-        weights,
-        biases,
-        [torch.zeros(width) for width in shape.hidden for _ in range(params)],
-        [1e-8] * len(shape.hidden) if params > 0 else [],
-        shape.training,
-        True,
-        shape.features,
-        shape.activation,
-        shape.normalize,
-        1.0,
-    ]
+    given = LocalActivationCall(
+        query_tables=[torch.zeros(queries, dim, dtype=shape.dtype)],
+        query_ids=[],
+        history_tables=[torch.zeros(shape.users * shape.length, dim, dtype=shape.dtype)],
+        history_ids=[],
+        begin=torch.arange(shape.users) * shape.length,
+        length=torch.full((shape.users,), shape.length),
+        row_index=None,
+        row_mask=None,
+        query_to_user=user,
+        pair_begin=None,
+        total_pairs=0,
+        weights=[torch.zeros(b, a, dtype=shape.dtype) for a, b in zip(widths[:-1], widths[1:], strict=True)],
+        biases=[torch.zeros(b, dtype=shape.dtype) for b in widths[1:]],
+        params=[torch.zeros(width) for width in shape.hidden for _ in params],
+        eps=[1e-8] * len(shape.hidden),
+        dice_training=shape.training,
+        sparse_grad=True,
+        features=shape.features,
+        activation=shape.activation,
+        normalize=shape.normalize,
+        scale=1.0,
+    )
 
     def call():
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(shape.precision)
         try:
-            saved = local_activation.forward(*inputs)
+            saved = local_activation.forward(given)
             sizes = ((dim,), (dim,), shape.hidden, shape.dtype, "cpu")
             if backward and refuses_sizes(*sizes, backward=True) is None:
-                grad = torch.zeros(queries, dim, dtype=shape.dtype)
-                local_activation.backward(grad, None, *inputs, *saved, True, True)
+                grads = LocalActivationGrads(torch.zeros(queries, dim, dtype=shape.dtype), None, True, True)
+                local_activation.backward(given, saved, grads)
         finally:
             torch.set_float32_matmul_precision(before)
 
@@ -218,13 +236,15 @@ def sparse_calls(entries: int = 512) -> dict[str, Callable[[], Any]]:
 
     def update(rule):
         states = [torch.zeros_like(weight) if shape == "VD" else torch.zeros(1024) for shape in RULES[rule]]
-        hyper = Hyper(0.1, 0.1, 0.9, 0.99, 1e-8, 0.01)
-        return lambda: sparse_update.sparse_update(rule, weight, states, ids, grads, counts, 0, hyper)
+        table = Table(weight, states, ids, grads, Hyper(0.1, 0.1, 0.9, 0.99, 1e-8, 0.01), counts, 0)
+        return lambda: sparse_update.forward(SparseUpdateCall.of([table], rule))
 
     def penalty():
-        value, unique, count = mba_penalty.forward(weight, ids, counts, 0.01, 0)
+        call = MbaPenaltyCall(weight, ids, counts, 0.01, 0, sparse=True)
+        value, *saved = mba_penalty.forward(call)
         for sparse in (True, False):
-            mba_penalty.backward(value, weight, unique, count, counts, 0.01, entries, sparse)
+            grads = MbaPenaltyGrads(value, entries)
+            mba_penalty.backward(call._replace(sparse=sparse), MbaPenaltySaved(*saved), grads)
 
     return {f"sparse_update, {rule}": update(rule) for rule in RULES} | {"mba_penalty": penalty}
 
@@ -232,8 +252,9 @@ def sparse_calls(entries: int = 512) -> dict[str, Callable[[], Any]]:
 def dice_call(rows: int = 4096) -> Any:
     """Dice in training over [rows, 200] bf16, forward and backward."""
     x, alpha = torch.zeros(rows, 200, dtype=torch.bfloat16), torch.zeros(200)
-    y, mean, var, _ = dice.forward(x, alpha, None, None, None, None, None, True, 1e-8)
-    return dice.backward(y, x, alpha, None, None, mean, var, None, True, 1e-8)
+    call = DiceCall(x, alpha, weight=None, bias=None, mean=None, var=None, mask=None, training=True, eps=1e-8)
+    y, mean, var, _ = dice.forward(call)
+    return dice.backward(call, DiceSaved(mean, var), DiceGrads(y))
 
 
 def spills(sass: str) -> tuple[int, int]:
@@ -331,7 +352,7 @@ def main() -> int:
                 rows.append(row)
                 if row["spills"] and "backward" not in kernel_name:
                     wrong.append(f"{chip}, {name}: {kernel_name} has {row['spills']} spills")
-                most = min(CHIPS[chip][2], bound or CHIPS[chip][2])
+                most = min(CHIPS[chip].shared_memory, bound or CHIPS[chip].shared_memory)
                 if row["shared"] > most:
                     wrong.append(f"{chip}, {name}: {kernel_name} takes {row['shared']} bytes of {most}")
                 if kernel.metadata.tmem_size > TENSOR_MEMORY:

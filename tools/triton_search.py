@@ -142,16 +142,16 @@ def compile_all() -> None:
         process.wait()
 
 
+def even_lengths(average: int, generator: Any) -> Any:
+    """Lengths of as many histories as gpu_train has."""
+    return generator.integers(1, 2 * average, 16_384)
+
+
 def fold_from(chip: str) -> int:
     """The least average length at which 16-bit rows of gpu_train's sizes are faster folded."""
     for length in LENGTHS:
-        shape = Shape(
-            "even",
-            lambda generator, length=length: generator.integers(1, 2 * length, 16_384),
-            2 * length,
-            "",
-            dtype=torch.bfloat16,
-        )
+        lengths = functools.partial(even_lengths, length)
+        shape = Shape("even", lengths, 2 * length, "", dtype=torch.bfloat16)
         call = call_of(on_gpu(inputs_of(shape)), backward=True)
         times = []
         for first in (0, NEVER):

@@ -5,7 +5,6 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -19,11 +18,8 @@ namespace din_kernels::python {
 
 namespace py = pybind11;
 
-template <typename Enum>
-using Names = std::initializer_list<std::pair<const char*, Enum>>;
-
-template <typename Enum>
-Enum parse(const char* name, std::string_view value, Names<Enum> known) {
+template <typename Enum, size_t kValues>
+Enum parse(const char* name, std::string_view value, const Named<Enum> (&known)[kValues]) {
     for (const auto& [text, result] : known)
         if (value == text) return result;
     std::string names;

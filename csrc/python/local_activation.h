@@ -6,10 +6,6 @@
 
 namespace din_kernels::python {
 
-inline constexpr Names<Activation> kActivationNames = {
-    {"sigmoid", Activation::kSigmoid}, {"relu", Activation::kRelu},         {"prelu", Activation::kPrelu},
-    {"tanh", Activation::kTanh},       {"identity", Activation::kIdentity}, {"dice", Activation::kDice}};
-
 // Rows [n, D] of tables [V_k, D_k], by ids [n] or without; writes n and D.
 inline Source source_of(const Fields& call, const char* tables_name, const char* ids_name, int64_t& rows,
                         int64_t& dim) {
@@ -81,12 +77,9 @@ inline void read_call(const py::dict& described, LocalActivation& out) {
     out.pair_begin = call.address<const int64_t>("pair_begin");
     out.total_pairs = call.get<int64_t>("total_pairs");
     out.dice_training = call.get<bool>("dice_training");
-    out.features =
-        parse<Features>("features", call.text("features"),
-                        {{"concat", Features::kConcat}, {"product", Features::kProduct}, {"outer", Features::kOuter}});
-    out.activation = parse<Activation>("activation", call.text("activation"), kActivationNames);
-    out.normalize = parse<Normalize>("normalize", call.text("normalize"),
-                                     {{"none", Normalize::kNone}, {"softmax", Normalize::kSoftmax}});
+    out.features = parse("features", call.text("features"), kFeatures);
+    out.activation = parse("activation", call.text("activation"), kActivations);
+    out.normalize = parse("normalize", call.text("normalize"), kNormalizations);
     out.scale = call.get<double>("scale");
     read_layers(call, out);
 }

@@ -6,18 +6,11 @@
 
 namespace din_kernels::python {
 
-inline constexpr Names<UpdateRule> kRuleNames = {{"sgd", UpdateRule::kSgd},
-                                                 {"momentum", UpdateRule::kMomentum},
-                                                 {"nesterov", UpdateRule::kNesterov},
-                                                 {"adagrad", UpdateRule::kAdagrad},
-                                                 {"rowwise_adagrad", UpdateRule::kRowwiseAdagrad},
-                                                 {"adam", UpdateRule::kAdam}};
-
 // The tables of a call as `Call`, SparseUpdate of the CPU or of CUDA.
 template <typename Call>
 std::vector<Call> read_tables(const py::dict& described) {
     const Fields call(described);
-    const auto rule = parse<UpdateRule>("rule", call.text("rule"), kRuleNames);
+    const auto rule = parse("rule", call.text("rule"), kUpdateRules);
     const std::vector<Array> weights = call.arrays("weights"), states = call.arrays("states"), ids = call.arrays("ids"),
                              grads = call.arrays("grads"), counts = call.arrays("counts");
     const size_t tables = weights.size(), per_table = size_t(states_per_table(rule));

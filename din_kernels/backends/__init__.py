@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from din_kernels import config, options
 from din_kernels.options import OPS
@@ -39,7 +40,10 @@ _opening = threading.Lock()
 
 @dataclass(frozen=True)
 class Request:
-    """What a call asks of a backend: the op, its device and dtype, and its options by name."""
+    """What a call asks of a backend: the op, its device and dtype, and its options by name.
+
+    The option "beyond_kernels" is why no kernel can serve the call, whatever the backend.
+    """
 
     op: str
     device: str
@@ -147,6 +151,8 @@ def module(name: str, op: str):
 def refuses(name: str, request: Request) -> str | None:
     """Why backend `name` cannot serve `request`, or None."""
     reason = unavailable(name)
+    if reason is None and name != "reference":
+        reason = request.options.get("beyond_kernels")
     if reason is None:
         served_by = module(name, request.op)
         reason = f"it has no kernel for {request.op}" if served_by is None else served_by.refuses(request)
@@ -160,7 +166,22 @@ def select(request: Request) -> str:
         BackendError: the backend forced by `use_backend` or DIN_KERNELS_BACKEND cannot serve it.
         ValueError: DIN_KERNELS_BACKEND names no backend.
     """
-    return _selected(request.op, request.device, request.dtype, tuple(request.options.items()))
+    options, transform = request.options, _transform()
+    if transform is not None:
+        options = options | {"beyond_kernels": f"its kernels have no derivative for {transform}"}
+    return _selected(request.op, request.device, request.dtype, tuple(options.items()))
+
+
+def _transform() -> str | None:
+    """The transform in force that only the reference follows; torch.func.vmap is answered by the ops themselves."""
+    if torch.compiler.is_compiling():
+        return None
+    if forward_ad._current_level >= 0:
+        return "forward-mode AD (torch.func.jvp, torch.autograd.forward_ad)"
+    innermost = torch._C._functorch.peek_interpreter_stack()
+    if innermost is not None and innermost.key() == torch._C._functorch.TransformType.Grad:
+        return "torch.func.grad, vjp and what builds on them"
+    return None
 
 
 @torch.compiler.assume_constant_result  # torch.compile traces no ContextVar and no import
@@ -201,7 +222,7 @@ TYPICAL_OPTIONS: dict[str, Any] = {
     "stats": "valid",
     "layout": "packed",
     "query_widths": (64,),
-    "row_widths": (64,),
+    "history_widths": (64,),
     "hidden": (80, 40),
     "backward": True,
 }

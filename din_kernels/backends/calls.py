@@ -51,6 +51,8 @@ class LocalActivationCall(NamedTuple):
     eps: list[float]  # of Dice, per hidden layer
     dice_training: bool
     sparse_grad: bool
+    query_padding: list[int]  # per table of ids the row without gradient, -1: none; the autograd formula reads it alone
+    history_padding: list[int]
     features: str
     activation: str
     normalize: str

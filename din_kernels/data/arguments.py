@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 
 import numpy as np
+import torch
 
 
 def is_a(name: str, value, kind: type) -> None:
@@ -16,7 +17,8 @@ def is_a(name: str, value, kind: type) -> None:
 def whole(name: str, value, least: int, words: str = "") -> int:
     """`value` as an int; TypeError unless it is a whole number, ValueError below `least`."""
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        truth = isinstance(value, bool) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool)
+        number = None if truth else operator.index(value)
     except TypeError:
         number = None
     if number is None:
@@ -28,7 +30,7 @@ def whole(name: str, value, least: int, words: str = "") -> int:
 
 def longest(max_length) -> int | None:
     """The `max_length` of histories: None or a whole number from 0."""
-    return None if max_length is None else whole("max_length", max_length, 0, " or None")
+    return None if max_length is None else min(whole("max_length", max_length, 0, " or None"), np.iinfo(np.int64).max)
 
 
 def flag(name: str, value) -> bool:

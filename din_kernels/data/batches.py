@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from din_kernels import checks
 from din_kernels.data import arguments
 from din_kernels.data.interactions import Interactions, Samples, window_rows
 from din_kernels.jagged import Jagged
@@ -28,6 +29,9 @@ class Batch:
         query_to_user: `[Q]` int64, the row of each candidate: 0, 0, 1, 1, ... with a positive and its negative per row.
         labels: `[Q]` float32.
         sample_user: `[Q]` int64, the dense user id of each candidate, for the user AUC.
+
+    Raises:
+        TypeError, ValueError: a field that is no plain tensor `[n]` (or Jagged) of its dtype, by its name.
     """
 
     users: torch.Tensor
@@ -39,6 +43,14 @@ class Batch:
     query_to_user: torch.Tensor
     labels: torch.Tensor
     sample_user: torch.Tensor
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Jagged) and field.name.endswith("_categories"):
+                value = value.values
+            checks.is_tensor(field.name, value, 1, "[n]")
+            (checks.is_floating if field.name == "labels" else checks.is_index)(field.name, value)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Batch:
         """The same batch on `device`.

@@ -43,9 +43,9 @@ class Interactions:
     n_categories: int
     category_offsets: np.ndarray | None = None
     labels: np.ndarray | None = None
-    user_names: Sequence | None = None
-    item_names: Sequence | None = None
-    category_names: Sequence | None = None
+    user_names: Sequence | np.ndarray | None = None
+    item_names: Sequence | np.ndarray | None = None
+    category_names: Sequence | np.ndarray | None = None
 
     def __post_init__(self):
         arrays = {

@@ -6,7 +6,7 @@ import re
 import warnings
 from array import array
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from din_kernels.data import records, text
 from din_kernels.data.interactions import Interactions
 
 UNKNOWN_CATEGORY = "unknown"
-_NOTHING = (None, "", [])  # a field that is there but says nothing
+_NOTHING: tuple[Any, ...] = (None, "", [])  # a field that is there but says nothing
 # A Python dict that starts with the item's name, as those of 2014 do: its first key lies in no nested record or text.
 _FIRST_KEY = re.compile(r"""\{'asin': ?(['"])([^'"\\]*)\1[,}]""")
 

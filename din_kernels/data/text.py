@@ -127,7 +127,7 @@ def parse_lines(
     for place in range(min(int(width.max(initial=0)), _SAFE_DIGITS)):
         wide = np.flatnonzero(width > place)
         values[wide] += (raw[stops[wide] - 1 - place].astype(np.int64) - ord("0")) * 10**place
-    for at in np.flatnonzero(width > _SAFE_DIGITS):
+    for at in np.flatnonzero(width > _SAFE_DIGITS).tolist():
         digits = data[starts[at] : stops[at]].lstrip(b"0")
         value = int(digits or b"0") if len(digits) <= _SAFE_DIGITS + 1 else None
         if value is None or value > FITS_INT64:
@@ -171,6 +171,7 @@ def dense_ids(raw: np.ndarray, vocabulary: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _field_at(data: bytes, at: int) -> str:
     """The run of bytes without white space around byte `at`, as shown in a complaint."""
-    before = re.search(rb"[^ \t\r\n|]*$", data[max(0, at - 30) : at])[0]
-    after = re.match(rb"[^ \t\r\n|]*", data[at : at + 30])[0]
-    return shown((before + after).decode("utf-8", "replace"))
+    before = re.search(rb"[^ \t\r\n|]*$", data[max(0, at - 30) : at])
+    after = re.match(rb"[^ \t\r\n|]*", data[at : at + 30])
+    assert before is not None and after is not None  # both match an empty run
+    return shown((before[0] + after[0]).decode("utf-8", "replace"))

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from din_kernels.data.batches import Batch
-from din_kernels.jagged import Jagged
 from din_kernels.models.config import DINConfig
+from din_kernels.models.embeddings import Embeddings, Lookups
+from din_kernels.models.inputs import check_inputs
 from din_kernels.nn.dice import Dice
 
 
@@ -26,6 +26,8 @@ def inputs_of(batch: Batch | dict[str, Any]) -> dict[str, Any]:
     """
     if isinstance(batch, dict):
         return batch
+    if not isinstance(batch, Batch):
+        raise TypeError(f"batch must be a din_kernels.data.Batch or a dict of fields, got {type(batch).__name__}")
     return {
         "candidate": {"item": batch.candidate_items, "category": batch.candidate_categories},
         "histories": {
@@ -41,57 +43,6 @@ def inputs_of(batch: Batch | dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class Embeddings(nn.ModuleDict):
-    """The config's tables, each `[rows, dim]`, initialized with a small normal distribution."""
-
-    def __init__(self, config: DINConfig):
-        super().__init__({
-            name: nn.Embedding(table.rows, table.dim, sparse=config.sparse) for name, table in config.tables.items()
-        })  # fmt: skip
-        for table in self.values():
-            nn.init.normal_(table.weight, std=config.embedding_std)
-
-    def vectors(self, group: str, fields: dict[str, str], ids: dict[str, Any]) -> torch.Tensor:
-        """Concatenated vectors `[n, width]` of a group's fields; a row's ids are averaged, none gives 0."""
-        columns = []
-        for name, table in fields.items():
-            values = field_of(group, name, ids)
-            if isinstance(values, Jagged):
-                columns.append(self._bags(table, values.values, values.offsets, "mean"))
-            else:
-                columns.append(self[table](values))
-        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
-
-    def sums(self, group: str, fields: dict[str, str], ids: dict[str, Any]) -> torch.Tensor:
-        """`[U, width]`: sums over each user's rows `ids["offsets"]`, gathered and added in one pass."""
-        offsets, columns = field_of(group, "offsets", ids), []
-        for name, table in fields.items():
-            values = field_of(group, name, ids)
-            if isinstance(values, Jagged):
-                # A mean over the ids of each row, summed over rows: weight 1 / (ids in the row) on every id.
-                lengths = values.lengths()
-                shares = self[table].weight.new_ones(()) / lengths.clamp(min=1)
-                shares = torch.repeat_interleave(shares, lengths, output_size=values.num_rows)
-                columns.append(self._bags(table, values.values, values.offsets[offsets], "sum", shares))
-            else:
-                columns.append(self._bags(table, values, offsets, "sum"))
-        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
-
-    def _bags(self, table, ids, offsets, mode, shares=None):
-        table = self[table]
-        return functional.embedding_bag(
-            ids, table.weight, offsets, mode=mode, sparse=table.sparse, per_sample_weights=shares,
-            include_last_offset=True,
-        )  # fmt: skip
-
-
-def field_of(group: str, name: str, ids: dict[str, Any]):
-    """Field `name` of a group of the batch, or a ValueError that names both."""
-    if name not in ids:
-        raise ValueError(f"{group} must hold field {name!r}, got {', '.join(map(repr, ids)) or 'none'}")
-    return ids[name]
-
-
 class Top(nn.Sequential):
     """The top MLP `[Q, width] -> [Q]`: Linear and Dice or PReLU per hidden layer, then one output."""
 
@@ -102,7 +53,9 @@ class Top(nn.Sequential):
         super().__init__(*layers, nn.Linear(hidden[-1] if hidden else width, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x).squeeze(-1)
+        """`[Q]`, computed in the dtype of the layers, whatever that of the tables is."""
+        dtype = next((each.dtype for each in self.parameters() if each.is_floating_point()), x.dtype)
+        return super().forward(x.to(dtype)).squeeze(-1)
 
 
 class Model(nn.Module):
@@ -110,6 +63,8 @@ class Model(nn.Module):
 
     def __init__(self, config: DINConfig):
         super().__init__()
+        if not isinstance(config, DINConfig):
+            raise TypeError(f"config must be a din_kernels.models.DINConfig, got {type(config).__name__}")
         self.config = config
         self.embeddings = Embeddings(config)
         self.top = Top(config.top_width, config.top_hidden, config.activation)
@@ -118,30 +73,58 @@ class Model(nn.Module):
         if self.item_bias is not None:
             nn.init.zeros_(self.item_bias.weight)
 
-    def interests(self, inputs: dict[str, Any], candidate: torch.Tensor) -> list[torch.Tensor]:
-        """`[Q, D]` per history."""
+    def reset_parameters(self) -> None:
+        """Initializes the whole model anew, as after `to_empty`; a part that is reset alone starts as torch's do."""
+        for each in (*self.embeddings.modules(), *self.top.modules()):
+            if hasattr(each, "reset_parameters") and not isinstance(each, nn.Embedding):
+                each.reset_parameters()
+        if self.item_bias is not None:
+            nn.init.zeros_(self.item_bias.weight)
+
+    def interests(
+        self, inputs: dict[str, Any], candidate: torch.Tensor, lookups: Lookups | None = None
+    ) -> list[torch.Tensor]:
+        """`[Q, D]` per history; `lookups` are those of the forward that asks, None outside of one."""
         raise NotImplementedError
 
     def forward(self, batch: Batch | dict[str, Any]) -> torch.Tensor:
         """Logits `[Q]` of a `data.Batch`, or of the dict described at `inputs_of`.
 
+        Where torch.compile traces a training step with sparse tables, the graph begins behind the embedding and the
+        units: no sparse gradient may be made inside it, since Inductor reuses the memory that such a gradient holds.
+
         Raises:
-            ValueError: a field of the config that the batch lacks.
+            TypeError, ValueError, IndexError: a field that the batch lacks or that the model cannot read, by its name.
         """
         inputs = inputs_of(batch)
-        candidate = self.embeddings.vectors("candidate", self.config.candidate, inputs["candidate"])
+        check_inputs(self.config, self.embeddings, inputs)
+        traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        sparse = any(getattr(each, "sparse", False) for each in (*self.embeddings.values(), self.item_bias))
+        apart = traced and sparse and torch.is_grad_enabled()
+        columns, bias = self._columns_apart(inputs) if apart else self._columns(inputs)
+        logits = self.top(torch.cat(columns, -1))
+        return logits if bias is None else logits + bias
+
+    def _columns(self, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """What the top MLP reads, `[Q, width]` side by side, and the item bias `[Q]`."""
+        lookups = self.embeddings.lookups(inputs)
+        candidate = lookups.vectors("candidate", self.config.candidate, inputs["candidate"])
         parts = []
         if self.config.profile:
-            profile = self.embeddings.vectors("profile", self.config.profile, inputs["profile"])
+            profile = lookups.vectors("profile", self.config.profile, inputs["profile"])
             parts.append(per_candidate(profile, inputs))
         if self.config.context:
-            parts.append(self.embeddings.vectors("context", self.config.context, inputs["context"]))
-        interests = self.interests(inputs, candidate)
+            parts.append(lookups.vectors("context", self.config.context, inputs["context"]))
+        interests = self.interests(inputs, candidate, lookups)
         crossed = [interest * candidate for interest in interests]
-        logits = self.top(torch.cat([*interests, candidate, *crossed, *parts], -1))
+        bias = None
         if self.item_bias is not None:
-            logits = logits + self.item_bias(next(iter(inputs["candidate"].values()))).squeeze(-1)
-        return logits
+            bias = self.item_bias(next(iter(inputs["candidate"].values()))).squeeze(-1)
+        return [*interests, candidate, *crossed, *parts], bias
+
+    @torch.compiler.disable(reason="sparse gradients of din_kernels.models are made outside of the compiled graph")
+    def _columns_apart(self, inputs: dict[str, Any]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        return self._columns(inputs)
 
 
 def per_candidate(rows: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:

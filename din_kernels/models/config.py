@@ -19,6 +19,10 @@ class Table:
     rows: int
     dim: int
 
+    def __post_init__(self):
+        for name in ("rows", "dim"):
+            checks.size(f"Table.{name}", getattr(self, name), at_least=0)
+
 
 @dataclass(frozen=True)
 class DINConfig:
@@ -74,18 +78,32 @@ class DINConfig:
         checks.one_of("features", self.features, FEATURES)
         checks.one_of("normalize", self.normalize, NORMALIZATIONS)
         checks.one_of("activation", self.activation, TOP_ACTIVATIONS)
+        checks.widths("attention_hidden", self.attention_hidden, at_most=3)
+        checks.widths("top_hidden", self.top_hidden)
+        checks.number("scale", self.scale)
+        checks.number("embedding_std", self.embedding_std, at_least=0)
+        if self.max_length is not None:
+            checks.integer("max_length", self.max_length, at_least=0)
+        for name in ("item_bias", "sparse"):
+            checks.flag(name, getattr(self, name))
+        for name in ("tables", "candidate", "histories", "profile", "context"):
+            checks.is_mapping(name, getattr(self, name), "names")
+        for name, fields in self.histories.items():
+            _check_pairs(f"histories[{name!r}]", fields)
         if not self.candidate:
             raise ValueError("candidate must have at least one field, got none")
         if not self.histories:
             raise ValueError("histories must hold at least one behaviour sequence, got none")
         for name, table in self.tables.items():
+            if not isinstance(table, Table):
+                raise TypeError(f"tables[{name!r}] must be a Table, got {type(table).__name__}")
             if table.rows < 1 or table.dim < 1:
                 raise ValueError(f"tables[{name!r}] must have rows and dim of at least 1, got {table}")
         groups = {"candidate": self.candidate, "profile": self.profile, "context": self.context}
         groups |= {f"histories[{name!r}]": dict(fields) for name, fields in self.histories.items()}
         for group, fields in groups.items():
             for name, table in fields.items():
-                if table not in self.tables:
+                if not isinstance(table, str) or table not in self.tables:
                     known = ", ".join(map(repr, self.tables))
                     raise ValueError(f"{group} field {name!r} must name one of the tables {known}, got {table!r}")
         for name, fields in self.histories.items():
@@ -113,6 +131,7 @@ class DINConfig:
         Raises:
             ValueError: an unknown setting, or rows that name no entry of `sizes`.
         """
+        checks.is_mapping("settings", settings, "fields of a DINConfig")
         settings, sizes = dict(settings), sizes or {}
         known = {each.name for each in dataclasses.fields(cls)}
         unknown = sorted(set(settings) - known)
@@ -153,3 +172,10 @@ class DINConfig:
     def top_width(self) -> int:
         """Inputs of the top MLP: [interest, interest * candidate] per history, the candidate, profile and context."""
         return self.width * (1 + 2 * len(self.histories)) + self._width_of(self.profile) + self._width_of(self.context)
+
+
+def _check_pairs(name: str, fields) -> None:
+    """TypeError unless `fields` are pairs of a field and its table."""
+    for pair in checks.listed(name, fields, "[field, table]"):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(each, str) for each in pair):
+            raise TypeError(f"{name} must be a list of [field, table], got an entry {pair!r}")

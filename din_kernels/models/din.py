@@ -10,8 +10,10 @@ from torch import nn
 from din_kernels.data.batches import Batch
 from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged
-from din_kernels.models.base import Model, field_of, inputs_of
+from din_kernels.models.base import Model, inputs_of
 from din_kernels.models.config import DINConfig
+from din_kernels.models.embeddings import Lookups
+from din_kernels.models.inputs import check_inputs
 from din_kernels.nn.local_activation import LocalActivationUnit
 
 
@@ -36,37 +38,37 @@ class DIN(Model):
 
     def __init__(self, config: DINConfig):
         super().__init__(config)
-        self.units = nn.ModuleDict({
-            name: LocalActivationUnit(
-                config.width, config.attention_hidden, config.attention_activation, config.features, config.normalize,
-                config.scale,
-            )
-            for name in config.histories
-        })  # fmt: skip
-        if config.normalize == "none":
-            # Weights start near 1, as in sum pooling. Near 0 they may grow to either sign, and
-            # then no longer say what is relevant: on planted interests they were negative with 2 of 3 seeds.
+        sizes = {"dim": config.width, "hidden": config.attention_hidden, "activation": config.attention_activation}
+        options = {"features": config.features, "normalize": config.normalize, "scale": config.scale}
+        self.units = nn.ModuleDict({name: LocalActivationUnit(**sizes, **options) for name in config.histories})
+        self._start_weights()
+
+    def _start_weights(self) -> None:
+        """Weights start near 1, as in sum pooling. Near 0 they may grow to either sign, and then no longer say what is
+        relevant: on planted interests they were negative with 2 of 3 seeds."""
+        if self.config.normalize == "none":
             for unit in self.units.values():
                 nn.init.ones_(unit.linears[-1].bias)
 
-    def _history(self, name: str, inputs: dict[str, Any]) -> Gather | Jagged:
-        """Rows by id, which the unit fetches itself; copied out where a behaviour has several ids of one field."""
-        group, ids = f"histories[{name!r}]", inputs["histories"][name]
-        fields = dict(self.config.histories[name])
-        offsets = field_of(group, "offsets", ids)
-        columns = [field_of(group, each, ids) for each in fields]
-        if any(isinstance(each, Jagged) for each in columns):
-            return Jagged(self.embeddings.vectors(group, fields, ids), offsets)
-        tables = [self.embeddings[table].weight for table in fields.values()]
-        return Gather(columns, tables, offsets, sparse=self.config.sparse)
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for unit in self.units.values():
+            unit.reset_parameters()
+        self._start_weights()
 
-    def interests(self, inputs: dict[str, Any], candidate: torch.Tensor) -> list[torch.Tensor]:
+    def _history(self, name: str, inputs: dict[str, Any], lookups: Lookups | None = None) -> Gather | Jagged:
+        fields, ids = dict(self.config.histories[name]), inputs["histories"][name]
+        return (lookups or self.embeddings.lookups(inputs)).history(f"histories[{name!r}]", fields, ids)
+
+    def interests(
+        self, inputs: dict[str, Any], candidate: torch.Tensor, lookups: Lookups | None = None
+    ) -> list[torch.Tensor]:
         """`[Q, D]` per history, each candidate's own."""
-        histories = [self._history(name, inputs) for name in self.units]
+        lookups = lookups or self.embeddings.lookups(inputs)
         query_to_user = inputs.get("query_to_user")
         return [
-            unit(candidate, history, query_to_user=query_to_user)
-            for unit, history in zip(self.units.values(), histories, strict=True)
+            unit(*_of_one_dtype(candidate, self._history(name, inputs, lookups)), query_to_user=query_to_user)
+            for name, unit in self.units.items()
         ]
 
     @torch.no_grad()
@@ -81,16 +83,29 @@ class DIN(Model):
             Jagged of Q rows: row i holds the weights of candidate i, one per behaviour, oldest first.
         """
         inputs = inputs_of(batch)
+        check_inputs(self.config, self.embeddings, inputs)
         name = next(iter(self.units)) if history is None else history
         if name not in self.units:
             raise ValueError(f"history must be one of {', '.join(map(repr, self.units))}, got {name!r}")
-        candidate = self.embeddings.vectors("candidate", self.config.candidate, inputs["candidate"])
+        lookups = self.embeddings.lookups(inputs)
+        candidate = lookups.vectors("candidate", self.config.candidate, inputs["candidate"])
         training = self.training
         self.eval()
         try:
-            _, weights = self.units[name](
-                candidate, self._history(name, inputs), query_to_user=inputs.get("query_to_user"), return_weights=True
-            )
+            query, rows = _of_one_dtype(candidate, self._history(name, inputs, lookups))
+            query_to_user = inputs.get("query_to_user")
+            _, weights = self.units[name](query, rows, query_to_user=query_to_user, return_weights=True)
         finally:
             self.train(training)
         return weights
+
+
+def _of_one_dtype(query: torch.Tensor, history: Gather | Jagged) -> tuple[torch.Tensor, Gather | Jagged]:
+    """Both in the wider of their dtypes, where the tables of candidate and history differ."""
+    dtype = history.dtype if isinstance(history, Gather) else history.values.dtype
+    if dtype == query.dtype:
+        return query, history
+    wide = torch.promote_types(dtype, query.dtype)
+    if isinstance(history, Gather):
+        history = Jagged(history.rows(), history.offsets)
+    return query.to(wide), history.to(wide)

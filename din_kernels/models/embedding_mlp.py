@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from din_kernels.models.base import Model, per_candidate
+from din_kernels.models.embeddings import Lookups
 
 
 class EmbeddingMLP(Model):
@@ -16,9 +17,13 @@ class EmbeddingMLP(Model):
         config: as for `DIN`; what belongs to the attention is not used.
     """
 
-    def interests(self, inputs: dict[str, Any], candidate: torch.Tensor) -> list[torch.Tensor]:
+    def interests(
+        self, inputs: dict[str, Any], candidate: torch.Tensor, lookups: Lookups | None = None
+    ) -> list[torch.Tensor]:
         """`[Q, D]` per history: the sum of the user's behaviours."""
-        return [
-            per_candidate(self.embeddings.sums(f"histories[{name!r}]", dict(fields), inputs["histories"][name]), inputs)
+        lookups = lookups or self.embeddings.lookups(inputs)
+        sums = [
+            lookups.sums(f"histories[{name!r}]", dict(fields), inputs["histories"][name])
             for name, fields in self.config.histories.items()
         ]
+        return [per_candidate(each, inputs) for each in sums]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from din_kernels import checks
 from din_kernels.jagged import Jagged, Padded
 from din_kernels.ops.dice import dice
 
@@ -17,36 +18,71 @@ class Dice(nn.Module):
     Args:
         num_features: C, channels of the last dimension.
         eps: added to the variance; the paper's 1e-8.
-        momentum: weight of the newest batch in the running statistics.
+        momentum: weight of the newest batch in the running statistics, 0 to 1; None: every batch weighs the same, as in
+            BatchNorm, and `num_batches_tracked` counts those with a valid row.
         affine: learn weight and bias `[C]` of the batch norm inside the sigmoid, as DeepCTR-Torch does and the paper
             does not.
 
     alpha `[C]` is learnable and starts at 0. In training the statistics are those of the batch's valid rows, in
     evaluation the running ones (unbiased variance, as BatchNorm); a batch without a valid row leaves them alone.
-    `from_deepctr_torch` and `from_fuxictr` continue from the modules of those libraries.
+    `reset_parameters` restores parameters and statistics, as is needed after `to_empty`. `from_deepctr_torch` and
+    `from_fuxictr` continue from the modules of those libraries.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
 
     Example:
         >>> y = Dice(200)(torch.randn(32, 200))
     """
 
     def __init__(
-        self, num_features: int, eps: float = 1e-8, momentum: float = 0.1, affine: bool = False, device=None, dtype=None
+        self,
+        num_features: int,
+        eps: float = 1e-8,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"num_features must be at least 1, got {num_features}")
+        checks.size("num_features", num_features)
+        checks.number("eps", eps, at_least=0)
+        if momentum is not None:
+            checks.number("momentum", momentum, at_least=0, at_most=1)
+        checks.flag("affine", affine)
+        checks.device("device", device)
+        checks.floating_dtype("dtype", dtype)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         factory = {"device": device, "dtype": dtype}
-        self.alpha = nn.Parameter(torch.zeros(num_features, **factory))
-        self.weight = nn.Parameter(torch.ones(num_features, **factory)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features, **factory)) if affine else None
-        self.register_buffer("running_mean", torch.zeros(num_features, **factory))
-        self.register_buffer("running_var", torch.ones(num_features, **factory))
+        self.alpha = nn.Parameter(torch.empty(num_features, **factory))
+        self.weight = nn.Parameter(torch.empty(num_features, **factory)) if affine else None
+        self.bias = nn.Parameter(torch.empty(num_features, **factory)) if affine else None
+        self.register_buffer("running_mean", torch.empty(num_features, **factory))
+        self.register_buffer("running_var", torch.empty(num_features, **factory))
+        if momentum is None:
+            self.register_buffer("num_batches_tracked", torch.empty((), dtype=torch.int64, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As constructed: alpha and bias 0, weight 1, and the running statistics too."""
+        nn.init.zeros_(self.alpha)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.reset_running_stats()
+
+    def reset_running_stats(self) -> None:
+        """Running mean 0, variance 1, no batch counted."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        if hasattr(self, "num_batches_tracked"):
+            self.num_batches_tracked.zero_()
 
     @classmethod
     def from_deepctr_torch(
-        cls, state: Mapping[str, torch.Tensor], eps: float = 1e-8, momentum: float = 0.1
-    ) -> Dice:  # fmt: skip
+        cls, state: Mapping[str, torch.Tensor], eps: float = 1e-8, momentum: float | None = 0.1
+    ) -> Dice:
         """From the state_dict of DeepCTR-Torch's `Dice(num_features, dim, epsilon)`: its batch norm is affine.
 
         Args:
@@ -78,6 +114,8 @@ class Dice(nn.Module):
         made = cls(mean.shape[0], eps, momentum, affine, mean.device, mean.dtype)
         made.running_mean.copy_(mean)
         made.running_var.copy_(state["bn.running_var"])
+        if momentum is None and "bn.num_batches_tracked" in state:
+            made.num_batches_tracked.copy_(state["bn.num_batches_tracked"])
         if "alpha" in state:
             made.alpha.data.copy_(state["alpha"].reshape(-1))
         return made
@@ -96,6 +134,9 @@ class Dice(nn.Module):
             As x: a tensor of its shape, or a Jagged.
         """
         values = x.values if isinstance(x, Jagged) else x
+        checks.is_tensor("x", values)
+        if values.dim() > 1 and values.shape[-1] != self.alpha.shape[0]:  # alpha [1] alone would fit any x
+            raise ValueError(f"x must have shape [..., {self.alpha.shape[0]}] (num_features), got {list(values.shape)}")
         if lengths is not None:
             if isinstance(x, Jagged) or mask is not None or x.dim() != 3:
                 shape = "a Jagged" if isinstance(x, Jagged) else f"shape {list(x.shape)}"
@@ -103,10 +144,8 @@ class Dice(nn.Module):
             mask = Padded(x, lengths).valid()
         elif isinstance(x, Jagged) and mask is not None:
             raise ValueError("mask must be None with a Jagged, whose rows are all valid")
-        y, mean, var, count = dice(
-            values, self.alpha, self.running_mean, self.running_var, training=self.training, eps=self.eps, mask=mask,
-            weight=self.weight, bias=self.bias,
-        )  # fmt: skip
+        options = {"training": self.training, "eps": self.eps, "weight": self.weight, "bias": self.bias}
+        y, mean, var, count = dice(values, self.alpha, self.running_mean, self.running_var, mask=mask, **options)
         if self.training:
             self.observe(mean, var, count)
         return Jagged._trusted(y, x.offsets) if isinstance(x, Jagged) else y
@@ -115,7 +154,16 @@ class Dice(nn.Module):
     def observe(self, mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor) -> None:
         """Updates the running statistics by a batch's mean `[C]`, biased variance `[C]` and count (0-D)."""
         n = count.to(var.dtype)
-        unbiased, weight = var * (n / (n - 1).clamp(min=1)), self.momentum * n.clamp(max=1)
+        unbiased, valid = var * (n / (n - 1).clamp(min=1)), n.clamp(max=1)
+        if self.momentum is not None:
+            weight = self.momentum * valid
+        elif hasattr(self, "num_batches_tracked"):
+            self.num_batches_tracked.add_(count.clamp(max=1).to(torch.int64))
+            weight = valid / self.num_batches_tracked.clamp(min=1)
+        else:
+            raise ValueError(
+                "momentum must be None when Dice is made, for num_batches_tracked; here it became None later"
+            )
         for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
             running.lerp_(batch.to(running.dtype), weight.to(running.dtype))
 

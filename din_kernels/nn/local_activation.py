@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from din_kernels import checks
 from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged, Padded
-from din_kernels.nn.dice import Dice
+from din_kernels.nn.by_modules import KINDS, attend_by_modules, beyond_kernels
 from din_kernels.ops.local_activation import (
     ACTIVATIONS,
     FEATURES,
     NORMALIZATIONS,
     STATISTICS,
+    Attended,
     attend,
     feature_width,
 )
@@ -30,19 +34,31 @@ def _flattened(query: torch.Tensor, users: int, query_to_user):
     return query.reshape(-1, query.shape[2]), query_to_user
 
 
+def _bias(layer: nn.Linear) -> torch.Tensor:
+    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
+
+
 class LocalActivationUnit(nn.Module):
     """DIN's local activation unit (paper section 4.3): attention of candidates over variable-length histories.
 
     Args:
         dim: D, width of queries and behaviours.
         hidden: widths of the MLP's 0 to 3 hidden layers.
-        activation: "sigmoid", "relu", "prelu", "tanh", "identity" or "dice", after every hidden layer.
+        activation: "sigmoid", "relu", "prelu", "tanh", "silu", "identity" or "dice", after every hidden layer.
         features: "concat" (q, k, q - k, q * k), "product" (q, k, q * k) or "outer" (q, k, vec(q k^T)).
         normalize: "none" (the paper) or "softmax".
         scale: multiplies the scores before normalization.
         stats: with Dice in training, statistics over "valid" pairs, or over all positions of a "padded" history.
 
-    Its layers are in `linears` (ModuleList of torch.nn.Linear), its activations in `activations`.
+    Its layers are in `linears` (ModuleList of torch.nn.Linear), its activations in `activations`. The fused call reads
+    their parameters; `torch.nn.utils.parametrize` and `torch.func.functional_call` reach it. A unit whose submodules
+    were replaced, carry hooks (`torch.nn.utils.prune` works by one) or hold an affine Dice computes by calling them one
+    by one, with the features of every pair in memory, and warns once; where a backend other than the reference is
+    forced it raises `BackendError`. `torch.ao.quantization.quantize_dynamic` leaves the layers alone, as it does those
+    of torch.nn.MultiheadAttention.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
 
     Example:
         >>> unit = LocalActivationUnit(dim=16)
@@ -50,36 +66,80 @@ class LocalActivationUnit(nn.Module):
         torch.Size([2, 16])
     """
 
+    _warned = False  # that submodules are called one by one
+
     def __init__(
-        self, dim: int, hidden: tuple[int, ...] = (80, 40), activation: str = "sigmoid", features: str = "concat",
-        normalize: str = "none", scale: float = 1.0, device=None, dtype=None, *, stats: str = "valid",
-    ):  # fmt: skip
+        self,
+        dim: int,
+        hidden: tuple[int, ...] = (80, 40),
+        activation: str = "sigmoid",
+        features: str = "concat",
+        normalize: str = "none",
+        scale: float = 1.0,
+        device=None,
+        dtype=None,
+        *,
+        stats: str = "valid",
+    ):
         super().__init__()
         checks.one_of("activation", activation, ACTIVATIONS)
         checks.one_of("features", features, FEATURES)
         checks.one_of("normalize", normalize, NORMALIZATIONS)
         checks.one_of("stats", stats, STATISTICS)
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
-        if len(hidden) > 3 or any(width < 1 for width in hidden):
-            raise ValueError(f"hidden must be 0 to 3 widths of at least 1, got {tuple(hidden)}")
+        checks.size("dim", dim)
+        checks.number("scale", scale)
+        checks.widths("hidden", hidden, at_most=3)
+        checks.device("device", device)
+        checks.floating_dtype("dtype", dtype)
         self.dim, self.hidden, self.activation = dim, tuple(hidden), activation
         self.features, self.normalize, self.scale, self.stats = features, normalize, float(scale), stats
         factory = {"device": device, "dtype": dtype}
         widths = [feature_width(dim, features), *hidden, 1]
-        self.linears = nn.ModuleList(nn.Linear(a, b, **factory) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        make = {"prelu": lambda width: nn.PReLU(**factory), "dice": lambda width: Dice(width, **factory),
-                "sigmoid": lambda width: nn.Sigmoid(), "relu": lambda width: nn.ReLU(),
-                "tanh": lambda width: nn.Tanh(), "identity": lambda width: nn.Identity()}[activation]  # fmt: skip
-        self.activations = nn.ModuleList(make(width) for width in hidden)
+        # quantize_dynamic would replace torch.nn.Linear itself by a module without a weight tensor.
+        self.linears = nn.ModuleList(
+            NonDynamicallyQuantizableLinear(a, b, **factory) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.activations = nn.ModuleList(KINDS[activation].make(width, **factory) for width in hidden)
+
+    def reset_parameters(self) -> None:
+        """Initializes the layers anew, and activations with parameters or running statistics."""
+        for layer in (*self.linears.modules(), *self.activations.modules()):
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
 
     def _activation_params(self) -> list[dict]:
-        if self.activation == "prelu":
-            return [{"slope": layer.weight} for layer in self.activations]
-        if self.activation == "dice":
-            return [{"alpha": layer.alpha, "mean": layer.running_mean, "var": layer.running_var, "eps": layer.eps,
-                     "training": layer.training} for layer in self.activations]  # fmt: skip
-        return [{} for _ in self.activations]
+        attributes = KINDS[self.activation].params
+        return [{key: getattr(layer, name) for key, name in attributes.items()} for layer in self.activations]
+
+    def _attend(self, query, history, query_to_user, return_weights: bool, total_pairs: int | None) -> Attended:
+        """The fused call where it can stand for the submodules, else one call of each of them."""
+        reason = beyond_kernels(self.linears, self.activations, self.activation)
+        if reason is not None:
+            if not self._warned and not torch.compiler.is_compiling():
+                self._warned = True
+                words = "LocalActivationUnit calls its submodules one by one, which takes more time and memory: "
+                warnings.warn(words + reason, UserWarning, stacklevel=4)
+            return attend_by_modules(self, reason, query, history, query_to_user, return_weights, total_pairs)
+        options = {"features": self.features, "activation": self.activation, "normalize": self.normalize}
+        weights = [layer.weight for layer in self.linears]
+        biases = [_bias(layer) for layer in self.linears]
+        result = attend(
+            query,
+            history,
+            weights,
+            biases,
+            activation_params=self._activation_params(),
+            scale=self.scale,
+            query_to_user=query_to_user,
+            return_weights=return_weights,
+            total_pairs=total_pairs,
+            stats=self.stats,
+            **options,
+        )
+        for layer, statistics in zip(self.activations, result.statistics, strict=True):
+            if statistics is not None:
+                layer.observe(*statistics)
+        return result
 
     def forward(
         self,
@@ -108,6 +168,7 @@ class LocalActivationUnit(nn.Module):
             pooled in the shape of query; with return_weights also the weights: for a Jagged history a Jagged with one
             row per candidate, else `[B, T]`, `[B, C, T]` or `[Q, T]` with zeros on padding.
         """
+        checks.one_of("padding_side", padding_side, ("right", "left"))
         if isinstance(history, (Jagged, Padded, Gather)):
             if lengths is not None or mask is not None or padding_side != "right":
                 raise ValueError(
@@ -123,15 +184,7 @@ class LocalActivationUnit(nn.Module):
             shape = query.shape
             if query.dim() == 3:
                 query, query_to_user = _flattened(query, history.batch_size, query_to_user)
-        result = attend(
-            query, history, [layer.weight for layer in self.linears], [layer.bias for layer in self.linears],
-            features=self.features, activation=self.activation, activation_params=self._activation_params(),
-            normalize=self.normalize, scale=self.scale, query_to_user=query_to_user, return_weights=return_weights,
-            stats=self.stats, total_pairs=total_pairs,
-        )  # fmt: skip
-        for layer, statistics in zip(self.activations, result.statistics, strict=True):
-            if statistics is not None:
-                layer.observe(*statistics)
+        result = self._attend(query, history, query_to_user, return_weights, total_pairs)
         pooled = result.pooled if shape is None else result.pooled.view(shape)
         if not return_weights:
             return pooled
@@ -141,5 +194,5 @@ class LocalActivationUnit(nn.Module):
         return pooled, weights
 
     def extra_repr(self) -> str:
-        return (f"dim={self.dim}, hidden={self.hidden}, activation={self.activation!r}, features={self.features!r}, "
-                f"normalize={self.normalize!r}, scale={self.scale}, stats={self.stats!r}")  # fmt: skip
+        names = ("dim", "hidden", "activation", "features", "normalize", "scale", "stats")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -77,14 +77,14 @@ def _check(x, alpha, mean, var, weight, bias, training, mask) -> None:
         if value is None and name in ("weight", "bias"):
             continue
         checks.is_tensor(name, value, 1, "[C]")
+        checks.is_real(name, value)
         one_for_all = name == "alpha" and value.shape[0] == 1
         if value.shape[0] != channels and not one_for_all:
             raise ValueError(f"{name} must have shape [{channels}], got {list(value.shape)}")
         checks.same_device(name, value, "x", x)
     if mask is not None:
         checks.is_tensor("mask", mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be bool, true where valid, got {mask.dtype}")
+        checks.is_mask("mask", mask)
         checks.has_shape("mask", mask, tuple(x.shape[:-1]), " (x without its channels)")
         checks.same_device("mask", mask, "x", x)
 
@@ -113,6 +113,8 @@ def dice(
         weight, bias: `[C]` of an affine batch norm inside the sigmoid, p = sigmoid(weight * (...) + bias), which some
             libraries have and the paper has not.
 
+    Inference tensors work as in `local_activation`.
+
     Returns:
         y `[..., C]`, the mean and variance that were used `[C]`, and the number of valid rows (0-D).
 
@@ -125,6 +127,8 @@ def dice(
         >>> y.shape, int(count)
         (torch.Size([32, 8]), 32)
     """
+    checks.flag("training", training)
+    checks.number("eps", eps, at_least=0)
     _check(x, alpha, mean, var, weight, bias, training, mask)
     backend = backends.select(backends.Request("dice", x.device.type, x.dtype))
     # Every operation on x, alpha or y that changes nothing would still cost a node of the graph, 5 us both ways.

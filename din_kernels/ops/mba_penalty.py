@@ -17,12 +17,14 @@ from din_kernels.backends.calls import (
 from din_kernels.backends.reference.mba_penalty import mba_penalty as _reference
 from din_kernels.jagged import Jagged
 from din_kernels.ops.registration import keep, kept, register, register_backward
+from din_kernels.ops.sparse_gradient import sparse_gradient
 
 # --- checks, fake and autograd of the registered ops ------------------------------------------------------------------
 
 
 def _check_values(call: MbaPenaltyCall) -> None:
     checks.ids_within("ids", call.ids, call.weight.shape[0], "rows of weight")
+    checks.counts_of_ids("counts", call.counts, call.ids, readable=checks.at_hand)
 
 
 def _fake(call: MbaPenaltyCall) -> MbaPenaltyResult:
@@ -52,9 +54,8 @@ def _autograd(ctx, grad, _unique, _unique_count):
     towards = MbaPenaltyGrads(grad, entries)
     rows = torch.ops.din_kernels.mba_penalty_backward(*towards, *call, *saved, ctx.backend)
     if call.sparse:
-        indices = saved.unique[:entries].clamp(min=0).unsqueeze(0)
-        shape = call.weight.shape
-        rows = torch.sparse_coo_tensor(indices, rows, shape, check_invariants=False, is_coalesced=counted)
+        ids = saved.unique[:entries].clamp(min=0)
+        rows = sparse_gradient([ids], [rows], call.weight.shape[0], coalesced=counted)
     return *MbaPenaltyCall(*[None] * len(call))._replace(weight=rows), None
 
 
@@ -83,8 +84,10 @@ def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
     checks.is_tensor("counts", counts, 1, "[V]")
     checks.has_shape("counts", counts, (weight.shape[0],), " (one per row of weight)")
     checks.same_device("counts", counts, "weight", weight)
-    if not coeff >= 0:
-        raise ValueError(f"coeff must be at least 0, got {coeff}")
+    checks.is_real("counts", counts)
+    checks.number("coeff", coeff, at_least=0)
+    checks.row_of("padding_idx", padding_idx, weight.shape[0], "rows of weight")
+    checks.flag("sparse", sparse)
     ids = ids.reshape(-1)
     options = {"rows": backends.extent(weight.shape[0]), "entries": backends.extent(ids.shape[0])}
     backend = backends.select(backends.Request("mba_penalty", weight.device.type, weight.dtype, options))
@@ -93,12 +96,12 @@ def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
         ids=ids,
         counts=counts,
         coeff=float(coeff),
-        padding_idx=-1 if padding_idx is None else padding_idx,
+        padding_idx=-1 if padding_idx is None else int(padding_idx),
         sparse=sparse,
     )
     if backend == "reference":
         _check_values(call)
-        return _reference(weight, ids, counts, coeff, padding_idx, sparse)
+        return _reference(weight, ids, counts, call.coeff, padding_idx, sparse)
     return torch.ops.din_kernels.mba_penalty(*call, backend)[0]
 
 
@@ -126,6 +129,8 @@ def mba_penalty(
         sparse: whether weight's gradient is a coalesced sparse tensor of the unique rows, as for
             `nn.Embedding(sparse=True)`, or dense.
 
+    Inference tensors work as in `local_activation`.
+
     Raises:
         TypeError, ValueError, IndexError: naming the argument, what was expected and what came.
         din_kernels.BackendError: a forced backend cannot serve the call.
@@ -138,12 +143,15 @@ def mba_penalty(
     """
     if isinstance(weight, torch.Tensor):
         return _one_table(weight, ids, counts, coeff, padding_idx, sparse)
+    weight = checks.listed("weight", weight)
+    if not weight:
+        raise ValueError("weight must be a tensor or a list of at least one, got none")
+    for at, table in enumerate(weight):
+        checks.is_tensor(f"weight[{at}]", table, 2, "[V, D]")
     for name, given in (("ids", ids), ("counts", counts)):
-        if isinstance(given, (torch.Tensor, Jagged)) or len(given) != len(weight):
+        if isinstance(given, (torch.Tensor, Jagged)) or len(checks.listed(name, given)) != len(weight):
             raise ValueError(
                 f"{name} must be a list with one entry per table ({len(weight)}), got {type(given).__name__}"
             )
-    if not len(weight):
-        raise ValueError("weight must be a tensor or a list of at least one, got none")
     parts = [_one_table(*each, coeff, padding_idx, sparse) for each in zip(weight, ids, counts, strict=True)]
     return torch.stack(parts).sum()

@@ -36,9 +36,9 @@ def register(op: str, call: type, check: Callable[[Any], None], fake: Callable[[
 
 def register_backward(
     op: str,
-    call: type,
-    saved: type,
-    grads: type,
+    call: type[Any],
+    saved: type[Any],
+    grads: type[Any],
     fake: Callable[[Any, Any, Any], Any],
     setup_context: Callable[..., None],
     formula: Callable[..., tuple],
@@ -84,22 +84,30 @@ _TENSOR = object()  # stands for one
 
 
 def keep(ctx, *parts) -> None:
-    """Keeps named tuples for the backward: their tensors as autograd wants them kept, the rest beside."""
+    """Keeps named tuples for the backward: their tensors as autograd wants them kept, the rest beside.
+
+    Autograd saves no inference tensor, since it could not notice a later change of it: such a tensor (a frozen table,
+    ids that were made under `torch.inference_mode`) stays beside as it is, and must not be changed before the backward.
+    """
     tensors: list[torch.Tensor] = []
     ctx.parts = []
     for part in parts:
         fields: list[Any] = []
         for field in part:
-            if isinstance(field, torch.Tensor):
+            if isinstance(field, torch.Tensor) and not field.is_inference():
                 tensors.append(field)
                 fields.append(_TENSOR)
-            elif isinstance(field, list) and field and isinstance(field[0], torch.Tensor):
+            elif _are_tensors(field) and not any(each.is_inference() for each in field):
                 tensors += field
                 fields.append(_Tensors(len(field)))
             else:
                 fields.append(field)
         ctx.parts.append((type(part), fields))
     ctx.save_for_backward(*tensors)
+
+
+def _are_tensors(field) -> bool:
+    return isinstance(field, list) and bool(field) and isinstance(field[0], torch.Tensor)
 
 
 def kept(ctx) -> list[Any]:

@@ -21,7 +21,8 @@ _UNIT = (
     "Tensor[] query_tables, Tensor[] query_ids, Tensor[] history_tables, Tensor[] history_ids, Tensor begin, "
     "Tensor length, Tensor? row_index, Tensor? row_mask, Tensor? query_to_user, Tensor? pair_begin, "
     "SymInt total_pairs, Tensor[] weights, Tensor[] biases, Tensor[] params, float[] eps, bool dice_training, "
-    "bool sparse_grad, str features, str activation, str normalize, float scale"
+    "bool sparse_grad, int[] query_padding, int[] history_padding, str features, str activation, str normalize, "
+    "float scale"
 )
 library.define(
     f"local_activation({_UNIT}, str backend) -> "
@@ -34,6 +35,9 @@ library.define(
     "str backend) -> "
     "(Tensor[] query, Tensor[] history, Tensor[] weights, Tensor[] biases, Tensor[] params)"
 )
+
+# ids [n], rows [n, D]: the gradient [V, D] of a table of V = size rows, without entries of padding_idx (-1: none).
+library.define("sparse_gradient(Tensor ids, Tensor rows, SymInt size, int padding_idx) -> Tensor")
 
 # x [N, C]; the others [C] in fp32 at least; mask [N]; mean and var are read in evaluation. count is 0-D.
 _DICE = (

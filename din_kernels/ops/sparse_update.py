@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from din_kernels import backends, checks
@@ -28,7 +30,9 @@ register("sparse_update", SparseUpdateCall, _check_values, _fake)
 # --- checks and public function ---------------------------------------------------------------------------------------
 
 
-def _check_table(at: int, table: Table, rule: str) -> None:
+def _check_table(at: int, table: Table, rule: str, counts_checked: bool) -> None:
+    if not isinstance(table, Table):
+        raise TypeError(f"tables[{at}] must be a din_kernels.ops.sparse_update.Table, got {type(table).__name__}")
     weight, ids, grads = table.weight, table.ids, table.grads
     checks.is_tensor(f"weight of table {at}", weight, 2, "[V, D]")
     checks.is_floating(f"weight of table {at}", weight)
@@ -36,22 +40,46 @@ def _check_table(at: int, table: Table, rule: str) -> None:
     checks.is_tensor(f"ids of table {at}", ids, 1, "[N]")
     checks.is_index(f"ids of table {at}", ids)
     checks.is_tensor(f"grads of table {at}", grads, 2, "[N, D]")
-    checks.has_shape(f"grads of table {at}", grads, (ids.shape[0], dim), " (one row per id)")
+    checks.has_shape(f"grads of table {at}", grads, (ids.shape[0], dim), " (a row for each of ids, D of weight)")
     checks.same_dtype(f"grads of table {at}", grads, "weight", weight)
-    if len(table.states) != len(RULES[rule]):
-        raise ValueError(f"states of table {at} must be {len(RULES[rule])} for rule={rule!r}, got {len(table.states)}")
-    for state, shape in zip(table.states, RULES[rule], strict=True):
-        checks.has_shape(f"states of table {at}", state, (rows, dim) if shape == "VD" else (rows,))
+    _check_hyper(at, table.hyper)
+    states = checks.listed(f"states of table {at}", table.states)
+    if len(states) != len(RULES[rule]):
+        raise ValueError(f"states of table {at} must be {len(RULES[rule])} for rule={rule!r}, got {len(states)}")
+    for state, shape in zip(states, RULES[rule], strict=True):
+        checks.is_tensor(f"states of table {at}", state)
+        checks.has_shape(f"states of table {at}", state, (rows, dim) if shape == "VD" else (rows,), " (as weight)")
         wide = arithmetic_dtype(weight.dtype)
         if state.dtype != wide:
             raise TypeError(f"states of table {at} must have dtype {wide} (weight: {weight.dtype}), got {state.dtype}")
     if table.counts is not None:
         checks.is_tensor(f"counts of table {at}", table.counts, 1, "[V]")
         checks.has_shape(f"counts of table {at}", table.counts, (rows,), " (one per row of weight)")
+        checks.is_real(f"counts of table {at}", table.counts)
+    checks.row_of(f"padding_idx of table {at}", table.padding_idx, rows, "rows of weight")
+    for name, tensor in (("weight", weight), *(("states", state) for state in states)):
+        checks.is_writable(f"{name} of table {at}", tensor)
     others = [("ids", ids), ("grads", grads), ("counts", table.counts)]
-    for name, tensor in (*others, *(("states", state) for state in table.states)):
+    for name, tensor in (*others, *(("states", state) for state in states)):
         if tensor is not None:
             checks.same_device(f"{name} of table {at}", tensor, "weight", weight)
+    if table.counts is not None and not counts_checked:
+        checks.ids_within(f"ids of table {at}", ids, rows)
+        checks.counts_of_ids(f"counts of table {at}", table.counts, ids)
+
+
+def _check_hyper(at: int, hyper: Hyper) -> None:
+    """TypeError or ValueError unless all numbers are finite, and those of a rule's formula at least 0."""
+    if not isinstance(hyper, Hyper):
+        raise TypeError(
+            f"hyper of table {at} must be a din_kernels.ops.sparse_update.Hyper, got {type(hyper).__name__}"
+        )
+    for name, value in zip(Hyper._fields, hyper, strict=True):
+        if name in ("maximize", "decoupled"):
+            checks.flag(f"hyper.{name} of table {at}", value)
+        elif type(value) is not float or not 0 <= value < math.inf:
+            signed = name in ("lr", "step")
+            checks.number(f"hyper.{name} of table {at}", value, at_least=None if signed else 0)
 
 
 def _request(table: Table) -> backends.Request:
@@ -64,7 +92,7 @@ def _request(table: Table) -> backends.Request:
 
 
 @torch.no_grad()
-def sparse_update(tables: list[Table], rule: str) -> None:
+def sparse_update(tables: list[Table], rule: str, *, counts_checked: bool = False) -> None:
     """One step of `rule` on the rows that appear in each table's ids; no other row is read or written.
 
     Per table the ids are sorted once; then one pass sums the gradients of equal ids, adds coeff * w_j / n_j (paper
@@ -73,6 +101,7 @@ def sparse_update(tables: list[Table], rule: str) -> None:
     Args:
         tables: what to update, see `Table`; everything is checked before anything is written.
         rule: "sgd", "momentum", "nesterov", "adagrad", "rowwise_adagrad" or "adam".
+        counts_checked: the caller knows that no count is negative or NaN, so that those of the ids are not looked at.
 
     Raises:
         TypeError, ValueError, IndexError: naming the argument, what was expected and what came.
@@ -85,9 +114,11 @@ def sparse_update(tables: list[Table], rule: str) -> None:
         [1.0, 0.800000011920929, 1.0]
     """
     checks.one_of("rule", rule, RULES)
+    checks.flag("counts_checked", counts_checked)
+    tables = checks.listed("tables", tables, "tables")
     served: dict[str, list[Table]] = {}
     for at, table in enumerate(tables):
-        _check_table(at, table, rule)
+        _check_table(at, table, rule, counts_checked)
         served.setdefault(backends.select(_request(table)), []).append(table)
     calls = {backend: SparseUpdateCall.of(group, rule) for backend, group in served.items()}
     if "reference" in calls or len(calls) > 1:  # one call checks its ids before it writes, several need this

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 
 import torch
 
+from din_kernels import checks
+
 
 @torch.no_grad()
 def clip_grad_norm_(
     parameters: torch.Tensor | Iterable[torch.Tensor],
     max_norm: float,
-    norm_type: float = 2.0,
+    norm_type: float | str = 2.0,
     error_if_nonfinite: bool = False,
 ) -> torch.Tensor:
     """torch.nn.utils.clip_grad_norm_ for parameters some of whose gradients are sparse, which torch's refuses.
@@ -29,6 +31,7 @@ def clip_grad_norm_(
         The norm before clipping, 0-D.
 
     Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came; no gradient is changed.
         RuntimeError: error_if_nonfinite, and the norm is not finite.
 
     Example:
@@ -37,7 +40,13 @@ def clip_grad_norm_(
         >>> clip_grad_norm_(table.parameters(), max_norm=1.0).item()  # sqrt(4 * 2^2 + 4 * 1^2)
         4.4721360206604
     """
-    given = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    checks.number("max_norm", max_norm, at_least=0, infinite=True)
+    if norm_type != "inf":
+        checks.number("norm_type", norm_type, at_least=0, infinite=True)
+    checks.flag("error_if_nonfinite", error_if_nonfinite)
+    given = [parameters] if isinstance(parameters, torch.Tensor) else checks.listed("parameters", parameters)
+    for at, parameter in enumerate(given):
+        checks.is_tensor(f"parameters[{at}]", parameter)
     gradients = []
     for parameter in given:
         if parameter.grad is None:
@@ -45,7 +54,7 @@ def clip_grad_norm_(
         if parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
         gradients.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
-    norm = torch.nn.utils.get_total_norm(gradients, norm_type, error_if_nonfinite)
+    norm = torch.nn.utils.get_total_norm(gradients, float(norm_type), error_if_nonfinite)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(scale.to(gradient.device))

@@ -8,9 +8,15 @@ from typing import Any
 import torch
 
 from din_kernels import checks
-from din_kernels.jagged import Jagged
+from din_kernels.jagged import Jagged, check_offsets
 
 COUNTS = ("samples", "occurrences")
+
+# float16 and bfloat16 hold no large counts; bool and float8 hold none.
+_COUNT_DTYPES = (
+    *(torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
 
 
 class MBACounts:
@@ -20,12 +26,17 @@ class MBACounts:
     that no sample held has 0 here and is regularized as if it had 1: a batch that brings it is a sample of it.
 
     Args:
-        values: `[V]` integer or floating-point tensor, updated in place by `observe`.
+        values: `[V]` tensor of integers, float32 or float64. int64 and float64 tensors are kept, and `observe` updates
+            them in place; other integers are copied to int64, and float32 to float64, since narrow counts wrap around
+            (int16 at 32,767) or stop growing (float32 at 2^24).
         count: "samples" counts a sample once per id that appears in it, in any field that shares the table (the paper's
             I(x_j != 0)); "occurrences" counts every appearance.
 
+    `observe` refuses counts that are an inference tensor outside of `torch.inference_mode`, where torch changes none.
+
     Raises:
-        TypeError, ValueError: values is no 1-D tensor, holds a negative count, or count is unknown.
+        TypeError, ValueError: values is no 1-D tensor, holds a count that is negative or not finite, or count is
+            unknown.
 
     Example:
         >>> counts = MBACounts.zeros(5)
@@ -37,15 +48,29 @@ class MBACounts:
     def __init__(self, values: torch.Tensor, count: str = "samples"):
         checks.is_tensor("counts", values, 1, "[V]")
         checks.one_of("count", count, COUNTS)
-        if values.dtype in (torch.bool, torch.float16, torch.bfloat16) or values.is_complex():
+        if values.dtype not in _COUNT_DTYPES:
             raise TypeError(f"counts must be integers, float32 or float64, got {values.dtype}")
-        if checks.values_readable(values) and values.numel() and not float(values.min()) >= 0:
-            raise ValueError(f"counts must be at least 0, got {float(values.min())}")
-        self.values, self.count = values, count
+        self.values = values.to(torch.float64 if values.is_floating_point() else torch.int64)
+        _check_counts(self.values)
+        self.count = count
+        self._checked = self._version()
+
+    def _version(self) -> int | None:
+        """Changes whenever the values do; None where torch does not count changes."""
+        return None if self.values.is_inference() else self.values._version
+
+    def check(self) -> None:
+        """ValueError where someone has written a count that is negative or not finite; looks only after a change."""
+        version = self._version()
+        if version is None or version != self._checked:
+            _check_counts(self.values)
+            self._checked = version
 
     @classmethod
     def zeros(cls, rows: int, count: str = "samples", device=None) -> MBACounts:
         """Of a table with `rows` rows, before any sample."""
+        checks.size("rows", rows, at_least=0)
+        checks.device("device", device)
         return cls(torch.zeros(rows, dtype=torch.int64, device=device), count)
 
     @classmethod
@@ -77,10 +102,15 @@ class MBACounts:
         Raises:
             TypeError, ValueError, IndexError: naming the argument, what was expected and what came; nothing is counted.
         """
+        if self.values.is_inference() and not torch.is_inference_mode_enabled():
+            raise TypeError("counts must not be an inference tensor where observe changes them, got one")
+        checks.is_writable("counts", self.values)
         if sample_offsets is not None:
+            checks.is_tensor("ids", ids, 1, "[N] with sample_offsets")
+            check_offsets(sample_offsets, ids.shape[0], "ids", ids, "sample_offsets")
             ids = Jagged(ids, sample_offsets)
         fields = ids if isinstance(ids, (list, tuple)) else [ids]
-        pairs = [_by_sample(field) for field in fields]
+        pairs = [_by_sample(field, self.values) for field in fields]
         if len({size for _, _, size in pairs}) > 1:
             sizes = ", ".join(str(size) for _, _, size in pairs)
             raise ValueError(f"ids must hold the same samples in every field, got {sizes} samples")
@@ -92,7 +122,9 @@ class MBACounts:
         checks.ids_within("ids", flat, rows, "rows of counts")
         if self.count == "samples":
             flat = torch.unique(sample * rows + flat) % rows
+        self.check()
         self.values.index_add_(0, flat, self.values.new_ones(()).expand(flat.shape))
+        self._checked = self._version()
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` takes: plain tensors and strings."""
@@ -102,25 +134,44 @@ class MBACounts:
         """Restores the counts in place.
 
         Raises:
-            ValueError: counts of another table size, or counted otherwise.
+            ValueError: counts of another table size, counted otherwise, negative, or fractional where these are whole.
         """
-        checks.has_shape("counts", state["values"], tuple(self.values.shape), " (rows of the table)")
+        values = state["values"]
+        checks.has_shape("counts", values, tuple(self.values.shape), " (rows of the table)")
         if state["count"] != self.count:
             raise ValueError(f"count must be {self.count!r}, got {state['count']!r}")
-        self.values.copy_(state["values"])
+        _check_counts(values)
+        whole = not self.values.is_floating_point() and values.is_floating_point()
+        if whole and checks.values_readable(values) and bool((values != values.floor()).any()):
+            raise ValueError(
+                f"counts must be whole numbers, as those they are loaded into, got {values.dtype} fractions"
+            )
+        self.values.copy_(values)
+        self._checked = self._version()
 
     def __repr__(self) -> str:
         return f"MBACounts(rows={self.values.shape[0]}, count={self.count!r})"
 
 
-def _by_sample(field) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """A field as (sample of each id, id), both `[n]` int64, and the number of samples."""
+def _check_counts(values: torch.Tensor) -> None:
+    if checks.values_readable(values) and values.numel():
+        low = values.min().item()
+        if not low >= 0:
+            raise ValueError(f"counts must be at least 0, got {low}")
+        if values.is_floating_point() and not bool(values.isfinite().all()):
+            raise ValueError("counts must be finite, got inf")
+
+
+def _by_sample(field, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """A field as (sample of each id, id), both `[n]` int64 on the device of the counts, and the number of samples."""
     if isinstance(field, Jagged):
         checks.is_index("ids", field.values)
+        checks.same_device("ids", field.values, "counts", counts)
         sample = torch.repeat_interleave(torch.arange(len(field), device=field.values.device), field.lengths())
         return sample, field.values.to(torch.int64), len(field)
     checks.is_tensor("ids", field)
     checks.is_index("ids", field)
+    checks.same_device("ids", field, "counts", counts)
     if not field.dim():
         raise ValueError("ids must have shape [S, ...], got a scalar")
     sample = torch.arange(field.shape[0], device=field.device)
@@ -143,7 +194,7 @@ class MBA:
         decoupled: see above.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError, IndexError: naming the argument, what was expected and what came.
 
     Example:
         >>> table = torch.nn.Embedding(100, 8, sparse=True)
@@ -158,14 +209,14 @@ class MBA:
     def __init__(
         self, coeff: float, counts: torch.Tensor | MBACounts, padding_idx: int | None = None, decoupled: bool = False
     ):
-        if not coeff >= 0:
-            raise ValueError(f"coeff must be at least 0, got {coeff}")
-        self.coeff = float(coeff)
         self.counts = counts if isinstance(counts, MBACounts) else MBACounts(counts)
-        rows = self.counts.values.shape[0]
-        if padding_idx is not None and not 0 <= padding_idx < rows:
-            raise IndexError(f"padding_idx must lie in 0..{rows - 1} (rows of counts), got {padding_idx}")
-        self.padding_idx, self.decoupled = padding_idx, bool(decoupled)
+        self._set(coeff, padding_idx, decoupled)
+
+    def _set(self, coeff: float, padding_idx: int | None, decoupled: bool) -> None:
+        checks.number("coeff", coeff, at_least=0)
+        checks.row_of("padding_idx", padding_idx, self.counts.values.shape[0], "rows of counts")
+        checks.flag("decoupled", decoupled)
+        self.coeff, self.padding_idx, self.decoupled = float(coeff), padding_idx, decoupled
 
     def observe(self, ids, sample_offsets=None) -> None:
         """Counts a batch of samples, before the step that trains on it; see `MBACounts.observe`."""
@@ -179,7 +230,7 @@ class MBA:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores settings, and counts in place."""
         self.counts.load_state_dict(state["counts"])
-        self.coeff, self.padding_idx, self.decoupled = state["coeff"], state["padding_idx"], state["decoupled"]
+        self._set(state["coeff"], state["padding_idx"], state["decoupled"])
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> MBA:

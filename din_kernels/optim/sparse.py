@@ -15,16 +15,18 @@ class SparseOptimizer(torch.optim.Optimizer):
     """What the sparse optimizers share. A subclass names the rule of a group, its states and its numbers.
 
     A gradient may hold a row any number of times, and a table may be used several times in a step: torch appends one
-    use's gradient to the other's. On a CPU it cannot do so in fp16 or bf16; such a table is used once in a step.
+    use's gradient to the other's. On a CPU it cannot do so in fp16 or bf16: such a table is used once in a step, or
+    through `din_kernels.models`, which joins its uses, and its gradient is not accumulated over several backwards.
+
+    States are made when a table is added, and follow it to another device or dtype at the next step.
     """
 
     state_names: tuple[str, ...] = ()
 
     def __init__(self, params, defaults: dict[str, Any], mba: MBA | None, maximize: bool):
-        if not defaults["lr"] >= 0:
-            raise ValueError(f"lr must be at least 0, got {defaults['lr']}")
-        if not defaults.get("eps", 0) >= 0:
-            raise ValueError(f"eps must be at least 0, got {defaults['eps']}")
+        params = checks.listed("params", params, "tables or groups")
+        if not params:
+            raise ValueError("params must hold at least one table or group, got none")
         super().__init__(params, defaults | {"mba": mba, "maximize": maximize})
 
     def rule(self, group: dict[str, Any]) -> str:
@@ -36,13 +38,34 @@ class SparseOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; `mba` regularizes every table of the group, each with as many rows as mba's counts."""
+        """As torch's; `mba` regularizes every table of the group, each with as many rows as mba's counts.
+
+        Raises:
+            TypeError, ValueError: a number of the group, a table or `mba`, by its name; the group is not added.
+        """
+        checks.is_mapping("param_group", param_group, "settings")
+        _check_params(param_group)
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            _check_group(self.param_groups[-1])
+            self.check_numbers(group)
+            _check_tables(group)
         except Exception:
             self.param_groups.pop()
             raise
+        for parameter in group["params"]:
+            self.state[parameter].setdefault("step", 0)
+            self._states(group, parameter, self.rule(group))
+
+    def check_numbers(self, group: dict[str, Any]) -> None:
+        """TypeError or ValueError that names a number of the group which the rule cannot take."""
+        checks.number("lr", group["lr"], at_least=0)
+        checks.flag("maximize", group["maximize"])
+        for name in ("eps", "lr_decay", "momentum", "initial_accumulator_value"):
+            if name in group:
+                checks.number(name, group[name], at_least=0)
+        if group["mba"] is not None and not isinstance(group["mba"], MBA):
+            raise TypeError(f"mba must be a din_kernels.MBA or None, got {type(group['mba']).__name__}")
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -50,10 +73,13 @@ class SparseOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: a gradient is dense.
-            IndexError: a gradient names a row that its table lacks. In both cases nothing has been written.
+            IndexError: a gradient names a row that its table lacks.
+            ValueError: mba's counts hold one that is negative or not finite. In all cases nothing has been written.
         """
         loss = None
         if closure is not None:
+            if not callable(closure):
+                raise TypeError(f"closure must be a function, got {type(closure).__name__}")
             with torch.enable_grad():
                 loss = closure()
         with_grad = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -68,7 +94,7 @@ class SparseOptimizer(torch.optim.Optimizer):
             for table in (table for group_tables in tables.values() for table in group_tables):
                 checks.ids_within("ids of a gradient", table.ids, table.weight.shape[0])
         for rule, group_tables in tables.items():
-            sparse_update(group_tables, rule)
+            sparse_update(group_tables, rule, counts_checked=True)
         for parameter, step in steps.items():
             self.state[parameter]["step"] = step
         return loss
@@ -76,22 +102,23 @@ class SparseOptimizer(torch.optim.Optimizer):
     def _table(self, group, parameter, rule: str, step: int) -> Table:
         states, mba = self._states(group, parameter, rule), group["mba"]
         numbers = self.hyper(group, step) | {"lr": float(group["lr"]), "maximize": group["maximize"]}
+        counts = padding_idx = None
         if mba is not None:
+            mba.counts.check()
             numbers |= {"coeff": mba.coeff, "decoupled": mba.decoupled}
-        return Table(
-            parameter, states, parameter.grad._indices()[0], parameter.grad._values(), Hyper(**numbers),
-            None if mba is None else mba.counts.values, None if mba is None else mba.padding_idx,
-        )  # fmt: skip
+            counts, padding_idx = mba.counts.values, mba.padding_idx
+        ids, rows = parameter.grad._indices()[0], parameter.grad._values()
+        return Table(parameter, states, ids, rows, Hyper(**numbers), counts, padding_idx)
 
     def _states(self, group, parameter, rule: str) -> list[torch.Tensor]:
-        """The rule's states of a table, made at its first step; fp32 for fp16 and bf16 tables."""
-        state = self.state[parameter]
+        """The rule's states of a table, fp32 for fp16 and bf16 tables; made where they lack, moved to where it is."""
+        state, initial = self.state[parameter], group.get("initial_accumulator_value", 0.0)
+        where = {"dtype": torch.promote_types(parameter.dtype, torch.float32), "device": parameter.device}
         for name, shape in zip(self.state_names, RULES[rule], strict=False):
             if name not in state:
                 sizes = parameter.shape if shape == "VD" else parameter.shape[:1]
-                dtype = torch.promote_types(parameter.dtype, torch.float32)
-                state[name] = torch.full(sizes, group.get("initial_accumulator_value", 0.0), dtype=dtype,
-                                         device=parameter.device)  # fmt: skip
+                state[name] = torch.full(sizes, float(initial), **where)
+            state[name] = state[name].to(**where)
         return [state[name] for name in self.state_names[: len(RULES[rule])]]
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,13 +154,23 @@ class SparseOptimizer(torch.optim.Optimizer):
                         self.state[parameter][name] = saved.to(parameter.device, torch.float32, copy=True)
 
 
-def _check_group(group: dict[str, Any]) -> None:
-    mba = group["mba"]
-    if mba is not None and not isinstance(mba, MBA):
-        raise TypeError(f"mba must be a din_kernels.MBA or None, got {type(mba).__name__}")
-    for parameter in group["params"]:
+def _check_params(group: dict[str, Any]) -> None:
+    """TypeError or ValueError unless the group's tables, which may come as (name, table), can be trained here."""
+    if "params" not in group:
+        raise ValueError(f"params must be an entry of every group, got {', '.join(map(repr, group)) or 'none'}")
+    given = group["params"]
+    for each in [given] if isinstance(given, torch.Tensor) else checks.listed("params", given, "tables"):
+        parameter = each[1] if isinstance(each, tuple) and len(each) == 2 else each
         checks.is_tensor("params", parameter, 2, "[V, D] (embedding tables)")
         checks.is_floating("params", parameter)
+        checks.is_writable("params", parameter)
+        if not parameter.is_leaf:
+            raise ValueError("params must be leaf tensors, got the result of an operation")
+
+
+def _check_tables(group: dict[str, Any]) -> None:
+    mba = group["mba"]
+    for parameter in group["params"]:
         if mba is not None and mba.counts.values.shape[0] != parameter.shape[0]:
             raise ValueError(
                 f"mba must have counts for the {parameter.shape[0]} rows of its table, got "
@@ -144,8 +181,9 @@ def _check_group(group: dict[str, Any]) -> None:
 def _check_gradient(parameter: torch.Tensor) -> None:
     grad = parameter.grad
     if not grad.is_sparse:
+        kind = "dense one" if grad.layout == torch.strided else f"{grad.layout} one"
         raise TypeError(
-            "the gradient of a table must be sparse, as of nn.Embedding(sparse=True), got a dense one of shape "
+            f"the gradient of a table must be sparse, as of nn.Embedding(sparse=True), got a {kind} of shape "
             f"{list(grad.shape)}"
         )
     if grad.sparse_dim() != 1 or grad.dense_dim() != 1:
@@ -171,11 +209,13 @@ class SparseSGD(SparseOptimizer):
     state_names = ("momentum_buffer",)
 
     def __init__(self, params, lr=1e-3, *, momentum=0.0, nesterov=False, mba: MBA | None = None, maximize=False):
-        if not momentum >= 0:
-            raise ValueError(f"momentum must be at least 0, got {momentum}")
-        if nesterov and momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0, got 0")
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov}, mba, maximize)
+
+    def check_numbers(self, group):
+        super().check_numbers(group)
+        checks.flag("nesterov", group["nesterov"])
+        if group["nesterov"] and group["momentum"] == 0:
+            raise ValueError("nesterov needs a momentum above 0, got 0")
 
     def rule(self, group):
         if not group["momentum"]:
@@ -200,11 +240,16 @@ class SparseAdagrad(SparseOptimizer):
     state_names = ("sum",)
 
     def __init__(
-        self, params, lr=1e-2, *, lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, mba: MBA | None = None,
+        self,
+        params,
+        lr=1e-2,
+        *,
+        lr_decay=0.0,
+        initial_accumulator_value=0.0,
+        eps=1e-10,
+        mba: MBA | None = None,
         maximize=False,
-    ):  # fmt: skip
-        if not initial_accumulator_value >= 0:
-            raise ValueError(f"initial_accumulator_value must be at least 0, got {initial_accumulator_value}")
+    ):
         defaults = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "initial_accumulator_value": initial_accumulator_value}
         super().__init__(params, defaults, mba, maximize)
 
@@ -232,8 +277,6 @@ class SparseRowWiseAdagrad(SparseOptimizer):
     def __init__(
         self, params, lr=1e-2, *, eps=1e-8, initial_accumulator_value=0.0, mba: MBA | None = None, maximize=False
     ):
-        if not initial_accumulator_value >= 0:
-            raise ValueError(f"initial_accumulator_value must be at least 0, got {initial_accumulator_value}")
         defaults = {"lr": lr, "eps": eps, "initial_accumulator_value": initial_accumulator_value}
         super().__init__(params, defaults, mba, maximize)
 
@@ -258,10 +301,15 @@ class SparseAdam(SparseOptimizer):
     state_names = ("exp_avg", "exp_avg_sq")
 
     def __init__(self, params, lr=1e-3, *, betas=(0.9, 0.999), eps=1e-8, mba: MBA | None = None, maximize=False):
-        for i, beta in enumerate(betas):
-            if not 0 <= beta < 1:
-                raise ValueError(f"betas[{i}] must lie in [0, 1), got {beta}")
-        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps}, mba, maximize)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps}, mba, maximize)
+
+    def check_numbers(self, group):
+        super().check_numbers(group)
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {betas!r}")
+        for at, beta in enumerate(betas):
+            checks.number(f"betas[{at}]", beta, at_least=0, below=1)
 
     def rule(self, group):
         return "adam"

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+
+from din_kernels import checks
 
 WEIGHTINGS = ("impressions", "positives", "none")
 
@@ -48,12 +51,13 @@ def logloss(labels, probabilities, eps: float = 1e-15) -> float:
         ValueError: as `auc`, or probabilities outside [0, 1].
         Undefined: empty input.
     """
+    checks.number("eps", eps, at_least=0, at_most=0.5)
     labels, probabilities = _checked(labels, probabilities, "probabilities")
     if not len(labels):
         raise Undefined("labels must not be empty")
     if probabilities.min() < 0 or probabilities.max() > 1:
         raise ValueError(f"probabilities must lie in 0..1, got {probabilities.min()}..{probabilities.max()}")
-    clipped = np.clip(probabilities, eps, 1 - eps)
+    clipped = np.clip(probabilities, float(eps), 1 - float(eps))
     return float(-np.where(labels, np.log(clipped), np.log1p(-clipped)).mean())
 
 
@@ -74,17 +78,19 @@ def user_auc(labels, scores, users, weight: str = "impressions") -> UserAUC:
         >>> user_auc([1, 0, 1, 0], [0.9, 0.1, 0.2, 0.8], [7, 7, 9, 9])
         UserAUC(value=0.5, users_counted=2, users_skipped=0)
     """
-    if weight not in WEIGHTINGS:
+    if not isinstance(weight, str) or weight not in WEIGHTINGS:
         raise ValueError(f"weight must be one of {', '.join(WEIGHTINGS)}, got {weight!r}")
     labels, scores = _checked(labels, scores)
-    users = np.asarray(users)
+    users = _array("users", users, "biufUS")
+    if users.dtype.kind == "f" and np.isnan(users).any():
+        raise ValueError("users must be ids, got nan")
     if users.shape != labels.shape:
         raise ValueError(f"users must have the shape of labels {labels.shape}, got {users.shape}")
     names, user = np.unique(users, return_inverse=True)
     value, positives, negatives = _grouped_auc(labels, scores, user.reshape(-1), len(names))
     counted = (positives > 0) & (negatives > 0)
     if not counted.any():
-        raise Undefined(f"users must have both classes, got none such of {len(names)}")
+        raise Undefined(f"users must have both classes, got none such of {len(names)} in labels")
     weights = {"impressions": positives + negatives, "positives": positives, "none": np.ones(len(names))}[weight]
     mean = np.average(value[counted], weights=weights[counted])
     return UserAUC(float(mean), int(counted.sum()), int(len(names) - counted.sum()))
@@ -96,11 +102,13 @@ def rela_impr(auc: float, base_auc: float) -> float:
     Raises:
         Undefined: base_auc is 0.5, or one of the two is not defined (nan).
     """
+    for name, value in (("auc", auc), ("base_auc", base_auc)):
+        if isinstance(value, float) and math.isnan(value):
+            raise Undefined(f"{name} must be defined, got nan")
+        checks.number(name, value)
+    auc, base_auc = float(auc), float(base_auc)
     if base_auc == 0.5:
         raise Undefined("base_auc must differ from 0.5, the AUC of a random guess, got 0.5")
-    for name, value in (("auc", auc), ("base_auc", base_auc)):
-        if math.isnan(value):
-            raise Undefined(f"{name} must be defined, got nan")
     return ((auc - 0.5) / (base_auc - 0.5) - 1) * 100
 
 
@@ -146,8 +154,26 @@ def _grouped_auc(labels, scores, group, n_groups) -> tuple[np.ndarray, np.ndarra
     return value, positives, negatives
 
 
+def _array(name: str, value, kinds: str = "biuf") -> np.ndarray:
+    """A tensor, array or list as an array whose dtype is of one of NumPy's `kinds`; TypeError for anything else."""
+    if isinstance(value, torch.Tensor):
+        checks.is_tensor(name, value)
+        checks.is_real(name, value if value.dtype != torch.bool else value.byte())
+        if value.device.type == "meta":
+            raise TypeError(f"{name} must be an array with values, got a tensor on the meta device")
+        value = value.detach().cpu()
+        value = value.double() if value.dtype in (torch.bfloat16, torch.float16) else value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{name} must be an array of numbers, got {type(value).__name__} of dtype {array.dtype}")
+    return array
+
+
 def _checked(labels, scores, name: str = "scores") -> tuple[np.ndarray, np.ndarray]:
-    labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    labels, scores = _array("labels", labels), _array(name, scores).astype(np.float64, copy=False)
     if labels.ndim != 1 or labels.shape != scores.shape:
         raise ValueError(f"labels and {name} must both have shape [Q], got {labels.shape} and {scores.shape}")
     if not np.isin(labels, (0, 1)).all():

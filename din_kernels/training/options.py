@@ -70,8 +70,10 @@ class TrainingOptions:
                 f"got {self.lr} * {self.lr_decay} ** {self.epochs - 1}"
             )
         for name in ("mba", "l2"):
-            if not 0 <= getattr(self, name) <= LARGEST:
-                raise ValueError(f"{name} must be at least 0 and finite in float32, got {getattr(self, name)}")
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            if getattr(self, name) > LARGEST:
+                raise ValueError(f"{name} must be finite in float32, got {getattr(self, name)}")
         if self.mba and not self.sparse:
             known = ", ".join(name for name in OPTIMIZERS if name.startswith("sparse-"))
             raise ValueError(f"mba needs one of the optimizers {known}, got {self.optimizer}")

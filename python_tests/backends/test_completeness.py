@@ -41,7 +41,6 @@ def test_what_an_unknown_op_and_an_unknown_activation_lack_is_named():
         assert f"focus: {part}" in lacks
     assert [line.partition(": not in ")[2] for line in missing_of_option("activation", "gelu")] == [
         "csrc/include",
-        "csrc/python",
         "din_kernels/backends/triton",
         "din_kernels/backends/reference",
         "csrc/cpu",

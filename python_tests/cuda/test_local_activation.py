@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support import bounds
 from support.cuda_backend import KINDS, device_of, emulated_module
 from support.edges import EDGES, WIDE_EDGES
+from support.large_values import silu_is_torchs
 
 import din_kernels as dk
 from din_kernels.backends.cuda import local_activation as tensors_to_pointers
@@ -25,6 +26,7 @@ CASES = [
     ("product", "relu", "none", "left padded"),
     ("concat", "prelu", "softmax", "query_to_user"),
     ("product", "tanh", "softmax", "masked"),
+    ("outer", "silu", "none", "query_to_user"),
     ("concat", "identity", "none", "query_to_user"),
     ("concat", "dice", "softmax", "packed"),
     ("product", "dice in training", "none", "packed"),
@@ -62,9 +64,15 @@ def test_outputs_and_all_gradients_equal_the_reference(case, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", [case for case in CASES if case[1] in ("sigmoid", "tanh", "dice")], ids="-".join)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case[1] in ("sigmoid", "tanh", "silu", "dice")], ids="-".join
+)
 def test_half_precision_equals_the_reference(case, dtype, device):
     holds(make_case(*case), dtype, device)
+
+
+def test_silu_of_large_and_of_infinite_values_is_torchs(device):
+    silu_is_torchs("cuda", torch.float32, device)
 
 
 def test_outer_features_in_half_precision_do_not_add_up_one_rounding_over_a_history(device):

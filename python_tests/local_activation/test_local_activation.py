@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.bounds import holds_where_served
 from support.edges import EDGES, LONG_EDGES
+from support.large_values import silu_is_torchs
 from support.precision import rounding, widest
 from support.recorded_ops import opcheck_forward_and_backward, ops_called
 
@@ -215,6 +216,11 @@ def test_bad_values_of_one_user_touch_only_that_users_candidates(normalize, bad,
     others = torch.ones(len(it.values), dtype=torch.bool)
     others[it.history.offsets[2] : it.history.offsets[3]] = False
     assert torch.equal(results[0][2][others], results[1][2][others])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_silu_of_large_and_of_infinite_values_is_torchs(dtype, backend, device):
+    silu_is_torchs(backend, dtype, device)
 
 
 @pytest.mark.parametrize("huge", [1e4, -1e4])

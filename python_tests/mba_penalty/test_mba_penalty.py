@@ -189,3 +189,17 @@ def test_wrong_input_is_named(changes, error, message, backend):
     weight, ids, counts = make()
     with pytest.raises(error, match=message), dk.use_backend(backend):
         mba_penalty(**({"weight": weight, "ids": ids, "counts": counts, "coeff": 1.0} | changes))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [-4.0, torch.nan])
+def test_a_count_that_is_no_count_is_refused_where_the_batch_holds_its_id(bad, backend):
+    weight, ids, counts = make()
+    counts = counts.double()
+    counts[ROWS - 1] = bad  # the batch leaves the last rows out
+    with dk.use_backend(backend):
+        expected, _ = by_hand(weight.detach(), ids, counts, 0.7)
+        assert mba_penalty(weight, ids, counts, 0.7).item() == pytest.approx(expected)
+        counts[ids[5]] = bad
+        with pytest.raises(ValueError, match="counts must be at least 0 for every id of the batch, got"):
+            mba_penalty(weight, ids, counts, 0.7)

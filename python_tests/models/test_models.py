@@ -219,6 +219,30 @@ def test_wrong_config_is_named(changes, message):
         small(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"scale": "1"}, TypeError, "scale must be a number, got str"),
+        ({"embedding_std": float("nan")}, ValueError, "embedding_std must be at least 0, got nan"),
+        ({"max_length": -1}, ValueError, "max_length must be at least 0, got -1"),
+        ({"max_length": 2.5}, TypeError, "max_length must be an integer, got float"),
+        (
+            {"attention_hidden": (8, 0)},
+            ValueError,
+            r"attention_hidden must be 0 to 3 widths of at least 1, got \(8, 0\)",
+        ),
+        ({"top_hidden": (8, -1)}, ValueError, r"top_hidden must be widths of at least 1, got \(8, -1\)"),
+        ({"top_hidden": "200"}, TypeError, "top_hidden must be a sequence of widths, got str"),
+        ({"sparse": "no"}, TypeError, "sparse must be a bool, got str"),
+        ({"item_bias": 1}, TypeError, "item_bias must be a bool, got int"),
+        ({"dim": 4.0}, TypeError, "Table.dim must be an integer, got float"),
+    ],
+)
+def test_a_wrong_number_of_a_config_is_named(changes, error, message):
+    with pytest.raises(error, match=message):
+        small(**changes)
+
+
 def test_unknown_setting_and_unknown_size_are_named():
     with pytest.raises(ValueError, match="got width"):
         DINConfig.from_dict(small().to_dict() | {"width": 3})

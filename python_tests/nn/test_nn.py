@@ -233,3 +233,76 @@ def test_number_of_weights_may_be_given():
     assert torch.equal(weights.values, expected.values)
     with pytest.raises(ValueError, match="total_pairs"):
         unit(query, history, query_to_user=users, return_weights=True, total_pairs=7)
+
+
+# --- Dice: initialization, cumulative statistics ----------------------------------------------------------------------
+
+
+def test_dice_is_restored_by_reset_parameters_with_its_running_statistics():
+    dice = Dice(3, momentum=None, affine=True)
+    dice.train()(torch.randn(5, 3))
+    with torch.no_grad():
+        for parameter in dice.parameters():
+            parameter.fill_(torch.nan)
+    dice.reset_parameters()
+    ones, zeros = [1.0] * 3, [0.0] * 3
+    expected = {"alpha": zeros, "weight": ones, "bias": zeros, "running_mean": zeros, "running_var": ones}
+    assert {name: value.tolist() for name, value in dice.state_dict().items()} == expected | {"num_batches_tracked": 0}
+
+
+def test_dice_without_momentum_averages_all_batches_as_batch_norm():
+    dice, norm = (kind(3, momentum=None, dtype=torch.float64) for kind in (Dice, torch.nn.BatchNorm1d))
+    for step in range(4):
+        x = torch.randn(5 + step, 3, dtype=torch.float64) * 2 + 1
+        dice(x)
+        norm(x)
+        dice(x, torch.zeros(5 + step, dtype=torch.bool))  # no valid row: counts as no batch
+    close(dice.running_mean, norm.running_mean)
+    close(dice.running_var, norm.running_var)
+    assert dice.num_batches_tracked == norm.num_batches_tracked == 4
+    other = Dice(3, momentum=None, dtype=torch.float64)
+    other.load_state_dict(dice.state_dict())
+    close(other.eval()(x), dice.eval()(x))
+    late = Dice(3)
+    late.momentum = None
+    with pytest.raises(ValueError, match="momentum must be None when Dice is made"):
+        late(x.float())
+
+
+def test_dice_without_momentum_in_the_unit_averages_all_batches():
+    unit, (history, query) = made(activation="dice"), padded_batch()
+    unit.activations[0] = Dice(7, momentum=None, dtype=torch.float64)
+    means = []
+    for shift in range(3):
+        q, k = query + shift, history
+        q = q.unsqueeze(1).expand_as(k)
+        means.append(unit.linears[0](torch.cat([q, k, q - k, q * k], -1)).mean((0, 1)))
+        unit(query + shift, history)
+    close(unit.activations[0].running_mean, torch.stack(means).mean(0).detach())
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Dice(3, eps=-1), ValueError, "eps must be at least 0, got -1"),
+        (lambda: Dice(3, eps=float("nan")), ValueError, "eps must be at least 0, got nan"),
+        (lambda: Dice(3, eps="1e-8"), TypeError, "eps must be a number, got str"),
+        (lambda: Dice(3, momentum=1.5), ValueError, r"momentum must lie in \[0, 1\], got 1.5"),
+        (lambda: Dice(3, momentum=1j), TypeError, "momentum must be a number, got complex"),
+        (lambda: Dice(2.5), TypeError, "num_features must be an integer, got float"),
+        (lambda: Dice(True), TypeError, "num_features must be an integer, got bool"),
+        (lambda: made(scale="1"), TypeError, "scale must be a number, got str"),
+        (lambda: made(scale=float("inf")), ValueError, "scale must be finite, got inf"),
+        (lambda: made(scale=float("nan")), ValueError, "scale must be a finite number, got nan"),
+        (lambda: made(scale=None), TypeError, "scale must be a number, got NoneType"),
+        (lambda: made(hidden=(4, 2.0)), TypeError, r"hidden\[1\] must be an integer, got float"),
+        (lambda: made(hidden=8), TypeError, "hidden must be a sequence of widths, got int"),
+        (lambda: made(hidden="80"), TypeError, "hidden must be a sequence of widths, got str"),
+        (lambda: made(dtype=torch.complex64), TypeError, "dtype must be a floating-point dtype, got torch.complex64"),
+        (lambda: Dice(3, dtype=torch.int64), TypeError, "dtype must be a floating-point dtype, got torch.int64"),
+        (lambda: LocalActivationUnit("5"), TypeError, "dim must be an integer, got str"),
+    ],
+)
+def test_a_wrong_number_is_named_when_the_module_is_made(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

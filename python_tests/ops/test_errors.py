@@ -81,6 +81,22 @@ CALLS = [
      "activation_params[0]['slope'] must have shape [4] or [1]", "got [3]"),
     ({"activation": "dice", "activation_params": [{"alpha": torch.ones(4)}]}, ValueError,
      "activation_params[0] must have 'mean' for activation='dice'", "alpha"),
+    ({"activation": "prelu", "activation_params": [{"slope": torch.ones(4) + 0j}]}, TypeError,
+     "activation_params[0]['slope'] must hold real numbers", "complex64"),
+    ({"activation": "dice", "activation_params": [{"alpha": torch.ones(4), "training": True, "eps": -1}]}, ValueError,
+     "activation_params[0]['eps'] must be at least 0", "got -1"),
+    ({"activation": "dice", "activation_params": [{"alpha": torch.ones(4), "training": True, "eps": torch.nan}]},
+     ValueError, "activation_params[0]['eps'] must be at least 0", "got nan"),
+    ({"activation": "dice", "activation_params": [{"alpha": torch.ones(4), "training": "yes"}]}, TypeError,
+     "activation_params[0]['training'] must be a bool", "got str"),
+    ({"scale": "1"}, TypeError, "scale must be a number", "got str"),
+    ({"scale": 1j}, TypeError, "scale must be a number", "got complex"),
+    ({"scale": torch.nan}, ValueError, "scale must be a finite number", "got nan"),
+    ({"return_weights": 1}, TypeError, "return_weights must be a bool", "got int"),
+    ({"query_to_user": torch.tensor([0, 1]), "return_weights": True, "total_pairs": 6}, ValueError,
+     "total_pairs must be the number of pairs (5)", "got 6"),
+    ({"query_to_user": torch.tensor([0, 1]), "return_weights": True, "total_pairs": 5.0}, TypeError,
+     "total_pairs must be an integer", "got float"),
     ({"query_to_user": [0, 1]}, TypeError, "query_to_user must be a torch.Tensor", "got list"),
     ({"query_to_user": torch.tensor([0.0, 1.0])}, TypeError, "query_to_user must be int64 or int32", "float32"),
     ({"query_to_user": torch.tensor([0])}, ValueError, "query_to_user must have shape [2]", "got [1]"),
@@ -175,10 +191,15 @@ MODULES = [
     (lambda: unit()(torch.randn(2, 4), torch.randn(2, 4, 4)), ValueError, "weights[0] must have shape [4, 16]", "12]"),
     (lambda: Dice(0), ValueError, "num_features must be at least 1", "got 0"),
     (lambda: Dice(3)(torch.randn(3)), ValueError, "x must have shape [..., C]", "got [3]"),
-    (lambda: Dice(3)(torch.randn(2, 4)), ValueError, "alpha must have shape [4]", "got [3]"),
+    (lambda: Dice(3)(torch.randn(2, 4)), ValueError, "x must have shape [..., 3] (num_features)", "got [2, 4]"),
+    (lambda: Dice(1)(torch.randn(2, 4)), ValueError, "x must have shape [..., 1] (num_features)", "got [2, 4]"),
     (lambda: Dice(3)(torch.ones(2, 3, dtype=torch.int64)), TypeError, "x must have a floating-point dtype", "int64"),
     (lambda: Dice(3)(torch.randn(2, 3), torch.ones(2)), TypeError, "mask must be bool", "got torch.float32"),
     (lambda: Dice(3)(torch.randn(2, 3), torch.ones(3) > 0), ValueError, "mask must have shape [2]", "got [3]"),
+    (lambda: dk.dice(torch.randn(2, 3), torch.zeros(3) + 0j, training=True), TypeError, "alpha must hold real numbers"),
+    (lambda: dk.dice(torch.randn(2, 3), torch.zeros(3), training=1), TypeError, "training must be a bool", "got int"),
+    (lambda: dk.dice(torch.randn(2, 3), torch.zeros(3), training=True, eps=-1), ValueError, "eps must be at least 0"),
+    (lambda: dk.dice(torch.randn(2, 3), torch.zeros(3), training=True, eps=None), TypeError, "eps must be a number"),
     (lambda: dk.dice(torch.randn(2, 3), torch.zeros(3), training=False), TypeError, "mean must be a torch.Tensor",
      "got NoneType"),
     (lambda: dk.dice(torch.randn(2, 3), torch.zeros(3, device="meta"), training=True), ValueError,
@@ -196,6 +217,13 @@ def test_a_bad_use_of_a_module_is_named(case):
 # --- sparse side ------------------------------------------------------------------------------------------------------
 
 TABLE, COUNTS = torch.ones(4, 2), torch.ones(4, dtype=torch.int64)
+
+
+def step(**changes) -> Table:
+    """A valid part of a step but for `changes`."""
+    return Table(TABLE.clone(), [], torch.tensor([0]), torch.ones(1, 2), Hyper(0.1, 0.1, coeff=0.1))._replace(**changes)
+
+
 SPARSE = [
     (lambda: dk.mba_penalty(TABLE[0], torch.tensor([0]), COUNTS, 0.1), ValueError, "weight must have shape [V, D]"),
     (lambda: dk.mba_penalty(TABLE, torch.tensor([0.0]), COUNTS, 0.1), TypeError, "ids must be int64 or int32", "32"),
@@ -204,6 +232,15 @@ SPARSE = [
     (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS[:3], 0.1), ValueError, "counts must have shape [4]", "3"),
     (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, -1), ValueError, "coeff must be at least 0", "got -1"),
     (lambda: dk.mba_penalty([TABLE], torch.tensor([0]), [COUNTS], 1), ValueError, "ids must be a list", "got Tensor"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, torch.nan), ValueError, "coeff must be at least", "nan"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, "1"), TypeError, "coeff must be a number", "got str"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, 1, 4), IndexError, "padding_idx must lie in 0..3", "4"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, 1, -1), IndexError, "padding_idx must lie in 0..3", "-1"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, 1, 0.5), TypeError, "padding_idx must be an integer"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS, 1, sparse=1), TypeError, "sparse must be a bool", "int"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS + 0j, 1), TypeError, "counts must hold real", "complex64"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([0]), COUNTS - 5, 1), ValueError, "counts must be at least 0", "-4"),
+    (lambda: dk.mba_penalty(TABLE, torch.tensor([1]), COUNTS * torch.nan, 1), ValueError, "counts must be", "got nan"),
     (lambda: dk.MBA(-0.1, COUNTS), ValueError, "coeff must be at least 0", "got -0.1"),
     (lambda: dk.MBA(0.1, COUNTS, padding_idx=4), IndexError, "padding_idx must lie in 0..3", "got 4"),
     (lambda: dk.MBACounts(-COUNTS), ValueError, "counts must be at least 0", "got -1"),
@@ -211,6 +248,9 @@ SPARSE = [
     (lambda: dk.optim.SparseSGD([TABLE.clone().requires_grad_()], lr=-1), ValueError, "lr must be at least 0", "-1"),
     (lambda: sparse_update([Table(TABLE, [], torch.tensor([0]), torch.ones(2, 2), Hyper(1, 1))], "sgd"), ValueError,
      "grads of table 0 must have shape [1, 2]", "got [2, 2]"),
+    (lambda: sparse_update([step(counts=COUNTS - 5)], "sgd"), ValueError, "counts of table 0 must be at least 0", "-4"),
+    (lambda: sparse_update([step(counts=COUNTS + 0j)], "sgd"), TypeError, "counts of table 0 must hold real numbers"),
+    (lambda: sparse_update([step(padding_idx=4)], "sgd"), IndexError, "padding_idx of table 0 must lie in 0..3"),
     (lambda: sparse_update([], "lamb"), ValueError, "rule must be one of 'sgd'", "got 'lamb'"),
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, get_state_dict, set_state_dict
 
 import din_kernels as dk
 from din_kernels import MBA, MBACounts, data, optim
@@ -143,7 +144,8 @@ def test_a_table_without_gradient_is_left_alone():
     optimizer = SparseAdagrad([used.weight, unused.weight])
     loss_of(used, batch(0)).backward()
     optimizer.step()
-    assert torch.equal(unused.weight, before) and unused.weight not in optimizer.state
+    state = optimizer.state[unused.weight]
+    assert torch.equal(unused.weight, before) and state["step"] == 0 and not state["sum"].any()
 
 
 def test_closure_is_evaluated_with_gradients():
@@ -198,11 +200,31 @@ def test_a_bad_gradient_is_refused_before_anything_is_written(spoil, error, mess
         (lambda p: SparseAdagrad(p, eps=-1.0), ValueError, "eps must be at least 0, got -1.0"),
         (lambda p: SparseAdagrad(p, initial_accumulator_value=-1), ValueError, "initial_accumulator_value must be"),
         (lambda p: SparseAdam(p, betas=(0.9, 1.0)), ValueError, r"betas\[1\] must lie in \[0, 1\), got 1.0"),
+        (lambda p: SparseAdam(p, betas=(0.9, 0.99, 0.999)), ValueError, r"betas must be two numbers, got \(0.9, 0.99"),
+        (lambda p: SparseAdam(p, betas=0.9), ValueError, "betas must be two numbers, got 0.9"),
+        (lambda p: SparseAdam(p, betas=(0.9, "1")), TypeError, r"betas\[1\] must be a number, got str"),
+        (lambda p: SparseAdagrad(p, lr_decay=-1), ValueError, "lr_decay must be at least 0, got -1"),
+        (lambda p: SparseAdagrad(p, eps=float("nan")), ValueError, "eps must be at least 0, got nan"),
+        (lambda p: SparseSGD(p, lr=float("inf")), ValueError, "lr must be finite, got inf"),
+        (lambda p: SparseSGD(p, lr=None), TypeError, "lr must be a number, got NoneType"),
+        (lambda p: SparseSGD(p, lr=torch.ones(2)), TypeError, "lr must be a number, got Tensor"),
+        (lambda p: SparseSGD([{"params": list(p), "lr": -2}], lr=0.1), ValueError, "lr must be at least 0, got -2"),
+        (lambda p: SparseSGD(p, nesterov=1, momentum=0.9), TypeError, "nesterov must be a bool, got int"),
+        (lambda p: SparseSGD(p, maximize="no"), TypeError, "maximize must be a bool, got str"),
+        (lambda p: SparseRowWiseAdagrad(p, initial_accumulator_value=1j), TypeError, "initial_accumulator_value"),
         (lambda p: SparseAdagrad(p, mba=0.1), TypeError, "mba must be a din_kernels.MBA or None, got float"),
         (lambda p: SparseAdagrad(p, mba=MBA(0.1, torch.ones(3))), ValueError, "counts for the 50 rows .* got 3"),
         (lambda p: SparseAdagrad([torch.ones(3)]), ValueError, r"params must have shape \[V, D\]"),
         (lambda p: MBA(-0.1, torch.ones(3)), ValueError, "coeff must be at least 0, got -0.1"),
         (lambda p: MBA(0.1, torch.ones(3), padding_idx=3), IndexError, "padding_idx must lie in 0..2 .* got 3"),
+        (lambda p: MBA(float("nan"), torch.ones(3)), ValueError, "coeff must be at least 0, got nan"),
+        (lambda p: MBA("0.1", torch.ones(3)), TypeError, "coeff must be a number, got str"),
+        (lambda p: MBA(0.1, torch.ones(3), padding_idx=0.5), TypeError, "padding_idx must be an integer, got float"),
+        (lambda p: MBA(0.1, torch.ones(3), decoupled="no"), TypeError, "decoupled must be a bool, got str"),
+        (lambda p: MBACounts.zeros(-1), ValueError, "rows must be at least 0, got -1"),
+        (lambda p: MBACounts(torch.tensor([1, torch.nan])), ValueError, "counts must be at least 0, got nan"),
+        (lambda p: MBACounts(torch.tensor([1, torch.inf])), ValueError, "counts must be finite, got inf"),
+        (lambda p: MBACounts(torch.ones(3) + 0j), TypeError, "counts must be integers, float32 or float64"),
         (lambda p: MBACounts(torch.tensor([1, -1])), ValueError, "counts must be at least 0, got -1"),
         (lambda p: MBACounts(torch.ones(3).half()), TypeError, "counts must be integers, float32 or float64"),
         (lambda p: MBACounts(torch.ones(3), "users"), ValueError, "count must be one of 'samples', 'occurrences'"),
@@ -211,6 +233,47 @@ def test_a_bad_gradient_is_refused_before_anything_is_written(spoil, error, mess
 def test_wrong_setting_is_named(make, error, message):
     with pytest.raises(error, match=message):
         make(embedding().parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refused_group_is_not_added(kind):
+    optimizer = kind(embedding().parameters(), lr=0.1)
+    other = embedding()
+    with pytest.raises(ValueError, match="lr must be at least 0, got -1"):
+        optimizer.add_param_group({"params": [other.weight], "lr": -1})
+    assert len(optimizer.param_groups) == 1 and other.weight not in optimizer.state
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((-1.0,), ValueError, "max_norm must be at least 0, got -1.0"),
+        (("1",), TypeError, "max_norm must be a number, got str"),
+        ((1.0, float("nan")), ValueError, "norm_type must be at least 0, got nan"),
+        ((1.0, "2"), TypeError, "norm_type must be a number, got str"),
+        ((1.0, 2.0, "yes"), TypeError, "error_if_nonfinite must be a bool, got str"),
+    ],
+)
+def test_clipping_names_a_wrong_number(arguments, error, message):
+    table = embedding()
+    loss_of(table, batch(0)).backward()
+    before = table.weight.grad.clone()
+    with pytest.raises(error, match=message):
+        optim.clip_grad_norm_(table.weight, *arguments)
+    assert torch.equal(table.weight.grad.to_dense(), before.to_dense())
+    with pytest.raises(TypeError, match=r"parameters\[1\] must be a torch.Tensor, got str"):
+        optim.clip_grad_norm_([table.weight, "w"], 1.0)
+
+
+def test_an_infinite_max_norm_measures_alone():
+    table = embedding()
+    loss_of(table, batch(0)).backward()
+    expected = table.weight.grad.to_dense()
+    for norm_type in (1.0, "inf", float("inf")):
+        norm = optim.clip_grad_norm_(table.weight, float("inf"), norm_type)
+        torch.testing.assert_close(norm, torch.linalg.vector_norm(expected, float(norm_type)))
+    torch.testing.assert_close(table.weight.grad.to_dense(), expected)
 
 
 # --- mini-batch aware regularization ---------------------------------------------------------------------------------
@@ -363,6 +426,64 @@ def test_clipping_takes_the_norm_of_summed_duplicates_and_works_beside_dense_gra
         optim.clip_grad_norm_(sparse.weight, 0.5, error_if_nonfinite=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_distributed_checkpoints_take_a_fresh_optimizer_and_restore_a_used_one(kind):
+    def make():
+        table = embedding()
+        return table, kind([{"params": [table.weight], "mba": MBA(0.3, counts(), padding_idx=0)}], lr=0.1)
+
+    table, optimizer = make()
+    fresh = get_optimizer_state_dict(table, optimizer)
+    assert optimizer.param_groups[0]["lr"] == fresh["param_groups"][0]["lr"] == 0.1
+    assert torch.equal(table.weight, embedding().weight) and table.weight.grad is None
+    run(table, optimizer, range(3))
+    model_state, optimizer_state = copy.deepcopy(get_state_dict(table, optimizer))
+    expected = run(table, optimizer, range(3, 6))
+    other, resumed = make()
+    resumed.param_groups[0]["mba"].counts.values.zero_()
+    set_state_dict(other, resumed, model_state_dict=model_state, optim_state_dict=optimizer_state)
+    assert resumed.param_groups[0]["lr"] == 0.1
+    assert torch.equal(run(other, resumed, range(3, 6)), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failing_step_leaves_learning_rate_and_step_counts_alone(kind):
+    table = embedding()
+    optimizer = kind(table.parameters(), lr=0.1)
+    table.weight.grad = torch.zeros_like(table.weight)
+    with pytest.raises(TypeError, match="must be sparse"):
+        optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.1 and optimizer.state[table.weight]["step"] == 0
+
+
+@pytest.mark.parametrize("moved", ["before the first step", "after two steps"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_follow_their_table_to_another_dtype(kind, moved):
+    """A table that is moved after its optimizer was made goes on as the same training in the new dtype."""
+    steps = range(2) if moved == "after two steps" else range(0)
+    settings = {"lr": 0.1} | ({"momentum": 0.9} if kind is SparseSGD else {})
+    table = embedding(torch.float32)
+    optimizer = kind(table.parameters(), **settings)
+    run(table, optimizer, steps)
+    other = embedding(torch.float64)
+    expected = kind(other.parameters(), **settings)
+    other.weight.data.copy_(table.weight.data)
+    for name, value in optimizer.state[table.weight].items():
+        expected.state[other.weight][name] = value.double() if torch.is_tensor(value) else value
+    table.double()
+    assert torch.equal(run(table, optimizer, range(2, 4)), run(other, expected, range(2, 4)))
+    states = [value for value in optimizer.state[table.weight].values() if torch.is_tensor(value)]
+    assert states and all(state.dtype == torch.float64 for state in states)
+
+
+def test_states_follow_their_table_to_another_device():
+    table = embedding(torch.float32)
+    optimizer = SparseAdam(table.parameters(), lr=0.1)
+    table.to("meta")
+    group = optimizer.param_groups[0]
+    assert all(state.is_meta for state in optimizer._states(group, table.weight, "adam"))
+
+
 # --- counts ----------------------------------------------------------------------------------------------------------
 
 SAMPLES = [[1, 1, 3], [3], [], [3, 0, 1]]
@@ -380,6 +501,57 @@ def test_counts_stream_over_samples(count, expected):
     packed = MBACounts.zeros(5, count)
     packed.observe(jagged().values.int(), jagged().offsets)
     assert whole.values.tolist() == streamed.values.tolist() == packed.values.tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.float32])
+def test_counts_do_not_wrap_around_or_stop_growing_whatever_type_comes_in(dtype):
+    limit = 2**24 if dtype == torch.float32 else torch.iinfo(dtype).max
+    made = MBACounts(torch.tensor([0, limit]).to(dtype), "occurrences")
+    for _ in range(3):
+        made.observe(torch.tensor([[1, 1], [0, 1]]))
+    assert made.values.tolist() == [3, limit + 9]
+    assert made.values.dtype == (torch.float64 if dtype == torch.float32 else torch.int64)
+
+
+def test_a_float32_counter_passes_2_to_the_24_one_by_one():
+    made = MBACounts(torch.full((2,), 2.0**24))
+    for _ in range(5):
+        made.observe(torch.tensor([1]))
+    assert made.values.tolist() == [2**24, 2**24 + 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_wide_counts_are_updated_in_place(dtype):
+    values = torch.zeros(3, dtype=dtype)
+    MBACounts(values).observe(torch.tensor([2, 2]))
+    assert values.tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize("bad", [-4.0, torch.nan, torch.inf])
+def test_a_step_with_a_count_that_became_wrong_is_refused_before_it_writes(bad):
+    table = embedding()
+    n = counts().double()
+    optimizer = SparseAdagrad(table.parameters(), lr=0.1, mba=MBA(0.3, n))
+    run(table, optimizer, range(1))
+    before = table.weight.detach().clone()
+    n[3] = bad
+    with pytest.raises(ValueError, match="counts must be"):
+        run(table, optimizer, range(1, 2))
+    assert torch.equal(table.weight, before)
+    n[3] = 2
+    run(table, optimizer, range(1, 2))
+    assert (table.weight != before).any()
+
+
+def test_fractional_counts_are_not_loaded_into_whole_ones():
+    made = MBACounts.zeros(2)
+    made.load_state_dict({"values": torch.tensor([1.0, 2.0]), "count": "samples"})
+    assert made.values.tolist() == [1, 2]
+    with pytest.raises(ValueError, match="counts must be whole numbers"):
+        made.load_state_dict({"values": torch.tensor([1.0, 2.5]), "count": "samples"})
+    with pytest.raises(ValueError, match="counts must be at least 0, got -1"):
+        made.load_state_dict({"values": torch.tensor([1, -1]), "count": "samples"})
+    assert made.values.tolist() == [1, 2]
 
 
 def test_fields_that_share_a_table_count_a_sample_once():

@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_BACKWARD = ("sparse_update",)
 SUFFIXES = (".py", ".h", ".cpp", ".cu", ".cuh")
 
-# Where a quoted name of an option, or in C++ its enumerator k<Name>, must occur.
-OF_EVERY_OPTION = ("csrc/include", "csrc/python", "din_kernels/backends/triton", "din_kernels/backends/reference")
+# Where a quoted name of an option, or in the kernels of C++ its enumerator k<Name>, must occur.
+OF_EVERY_OPTION = ("csrc/include", "din_kernels/backends/triton", "din_kernels/backends/reference")
 PLACES = {
     "activation": (*OF_EVERY_OPTION, "csrc/cpu", "csrc/cuda", "din_kernels/nn", "python_tests/support/oracle.py"),
     "features": (*OF_EVERY_OPTION, "csrc/cpu", "python_tests/support/oracle.py"),
     "normalize": OF_EVERY_OPTION,
-    "rule": ("csrc/include", "csrc/python", "din_kernels/backends/reference", "python_tests/support/oracle.py"),
+    "rule": ("csrc/include", "din_kernels/backends/reference", "python_tests/support/oracle.py"),
 }
 
 
@@ -81,7 +81,7 @@ def module_of(place: str) -> Path | None:
 def missing_of_option(kind: str, value: str) -> Iterator[str]:
     """What value `value` of option `kind` lacks, a line each."""
     for place in PLACES[kind]:
-        pattern = rf"\bk{camel(value)}\b" if place.startswith("csrc/") and place != "csrc/python" else f'"{value}"'
+        pattern = rf"\bk{camel(value)}\b" if place in ("csrc/cpu", "csrc/cuda") else f'"{value}"'
         if not any(re.search(pattern, file.read_text()) for file in _sources(ROOT / place)):
             yield f"{kind} {value}: not in {place}"
 

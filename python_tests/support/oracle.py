@@ -71,6 +71,7 @@ def act(z, activation, params):
     return {
         "sigmoid": sigmoid,
         "tanh": np.tanh,
+        "silu": lambda z: z * sigmoid(z),
         "relu": lambda z: np.maximum(z, 0),
         "prelu": lambda z: np.where(z > 0, z, params["slope"] * z),
         "identity": lambda z: z,
@@ -87,6 +88,7 @@ def act_backward(dh, z, activation, params, used):
     derivative = {
         "sigmoid": lambda: sigmoid(z) * (1 - sigmoid(z)),
         "tanh": lambda: 1 - np.tanh(z) ** 2,
+        "silu": lambda: sigmoid(z) * (1 + z * (1 - sigmoid(z))),
         "relu": lambda: (z > 0).astype(float),
         "identity": lambda: np.ones_like(z),
     }[activation]

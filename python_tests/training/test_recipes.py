@@ -174,7 +174,7 @@ def test_counts_cover_the_rows_of_a_table_that_is_larger_than_the_data():
         ({"lr": 0.0}, ValueError, "lr must be positive and finite in float32, got 0.0"),
         ({"lr_decay": 1e30, "epochs": 3}, ValueError, r"lr \* lr_decay \*\* \(epochs - 1\) must be finite in float32"),
         ({"mba": math.inf, "optimizer": "sparse-sgd"}, ValueError, "mba must be finite, got inf"),
-        ({"l2": 1e300}, ValueError, "l2 must be at least 0 and finite in float32"),
+        ({"l2": 1e300}, ValueError, r"l2 must be finite in float32, got 1e\+300"),
         ({"seed": -1}, ValueError, r"seed must lie in 0..2\^63 - 1, got -1"),
         ({"seed": 2**63}, ValueError, r"seed must lie in 0..2\^63 - 1, got 9223372036854775808"),
     ],

@@ -24,17 +24,8 @@ def run(*command: str, interpret: str = "0") -> subprocess.CompletedProcess:
 
 
 def test_kernels_equal_the_reference_in_the_interpreter():
-    done = run(
-        "-m",
-        "pytest",
-        "-q",
-        "-W",
-        "ignore",
-        "python_tests/triton/triton_interpreted.py",
-        "-m",
-        "not full",
-        interpret="1",
-    )
+    script = "python_tests/triton/triton_interpreted.py"
+    done = run("-m", "pytest", "-q", "-W", "ignore", script, "-m", "not full", interpret="1")
     assert done.returncode == 0, done.stdout[-5000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50 and "skipped" not in done.stdout
 
@@ -83,10 +74,9 @@ def test_tiles_become_shorter_then_one_stage_then_folded_then_ieee():
 
     folded, grouped = Shape(True, 1, 32, 2, 4, "tf32"), Shape(False, 4, 8, 2, 4, "tf32")
     found = [(each.folded, each.length, each.num_stages, each.precision) for each in smaller(grouped, folded, 4)]
-    assert found == [
-        (False, 8, 2, "tf32"), (False, 4, 2, "tf32"), (False, 4, 1, "tf32"),
-        (True, 32, 2, "tf32"), (True, 16, 2, "tf32"), (True, 16, 1, "tf32"), (True, 16, 1, "ieee"),
-    ]  # fmt: skip
+    grouped = [(False, 8, 2, "tf32"), (False, 4, 2, "tf32"), (False, 4, 1, "tf32")]
+    alone = [(True, 32, 2, "tf32"), (True, 16, 2, "tf32"), (True, 16, 1, "tf32"), (True, 16, 1, "ieee")]
+    assert found == grouped + alone
 
 
 SIZES = """
@@ -125,22 +115,22 @@ def test_without_a_gpu_the_backend_says_why_it_cannot_serve():
 def test_widths_are_covered_by_powers_of_two_with_less_than_16_columns_to_spare():
     from din_kernels.backends.triton.blocks import spans
 
-    assert [width for _, width, _ in spans(80)] == [64, 16]
-    assert [width for _, width, _ in spans(40)] == [32, 16]
+    assert spans(80).width == (64, 16)
+    assert spans(40).width == (32, 16)
     for size in range(1, 300):
         found = spans(size, start=5)
-        assert found[0][0] == 5 and found[-1][0] + found[-1][2] == 5 + size
-        assert all(a[0] + a[1] == b[0] and a[1] == a[2] for a, b in zip(found[:-1], found[1:], strict=True))
-        assert sum(width for _, width, _ in found) - size < 16
-        assert all(width >= 16 and width & (width - 1) == 0 for _, width, _ in found)
+        ends = [start + valid for start, valid in zip(found.start, found.valid, strict=True)]
+        assert found.start == (5, *ends[:-1]) and ends[-1] == 5 + size
+        assert found.width[:-1] == found.valid[:-1] and sum(found.width) - size < 16
+        assert all(width >= 16 and width & (width - 1) == 0 for width in found.width)
 
 
 def test_spans_cross_no_border_of_a_table():
-    from din_kernels.backends.triton.local_activation.plan import _sources
+    from din_kernels.backends.triton.local_activation.inputs import places
 
-    d_spans, query, rows = _sources([20], [12, 8])
-    assert d_spans == ((0, 16, 12), (12, 16, 8))
-    assert query == ((0, 0, 20), (0, 12, 20)) and rows == ((0, 0, 12), (1, 0, 8))
+    d_spans, query, history = places([20], [12, 8])
+    assert d_spans == (start := (0, 12), (16, 16), (12, 8))
+    assert query == ((0, 0), start, (20, 20)) and history == ((0, 1), (0, 0), (12, 8))
 
 
 def test_the_search_for_tile_shapes_says_what_it_would_do_without_a_gpu():

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from support import bounds
+from support.large_values import silu_is_torchs
 
 import din_kernels as dk
-from din_kernels.backends.triton import INTERPRETED, chips, local_activation
-from din_kernels.backends.triton.local_activation import plan as local_activation_plan
-from din_kernels.backends.triton.local_activation import run
-from din_kernels.backends.triton.local_activation.plan import tiles
+from din_kernels.backends.triton import INTERPRETED, chips
+from din_kernels.backends.triton.local_activation import inputs, outer, parts, run
+from din_kernels.backends.triton.local_activation import plan as plans
 from din_kernels.gather import Gather
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
 from din_kernels.ops.sparse_update import RULES, Hyper, Table, sparse_update
@@ -53,8 +53,9 @@ def holds(case, dtype):
 
 # A representative set: every value of every option, and every shape, at least once per dtype.
 SAMPLE = [
-    (FEATURES[at % 3], ACTIVATION_CASES[at % 7], NORMALIZATIONS[at % 2], LAYOUTS[at % 5], list(SHAPES)[(at // 2) % 7])
-    for at in range(14)
+    (FEATURES[at % 3], activation, NORMALIZATIONS[(at + again) % 2], LAYOUTS[at % 5], list(SHAPES)[(at // 2) % 7])
+    for again in range(2)
+    for at, activation in enumerate(ACTIVATION_CASES, again * len(ACTIVATION_CASES))
 ]
 
 
@@ -73,6 +74,10 @@ def test_every_combination_equals_the_reference(features, activation, normalize,
     holds(make_case(features, activation, normalize, layout, **SHAPES[shape]), torch.float32)
 
 
+def test_silu_of_large_and_of_infinite_values_is_torchs():
+    silu_is_torchs("triton", torch.float32, "cpu")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("features", "activation", "normalize", "shape"),
@@ -81,6 +86,7 @@ def test_every_combination_equals_the_reference(features, activation, normalize,
         ("product", "prelu", "softmax", "grouped"),
         ("concat", "dice in training", "none", "grouped"),
         ("outer", "tanh", "softmax", "3 hidden layers"),
+        ("product", "silu", "none", "grouped"),
     ],
 )
 def test_half_precision_equals_the_reference(features, activation, normalize, shape, dtype):
@@ -91,7 +97,7 @@ def test_half_precision_equals_the_reference(features, activation, normalize, sh
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-@pytest.mark.parametrize("activation", ["sigmoid", "relu", "prelu", "tanh", "dice"])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "prelu", "tanh", "silu", "dice"])
 @pytest.mark.parametrize("features", FEATURES)
 def test_every_combination_in_half_precision(features, activation, normalize, shape, dtype):
     holds(make_case(features, activation, normalize, "packed", **SHAPES[shape]), dtype)
@@ -150,7 +156,7 @@ def test_rows_by_id_padded_statistics_and_wide_weights_equal_the_reference(dtype
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_candidates_of_one_user_add_their_gradients_in_order_or_atomically(deterministic, features, monkeypatch):
     torch.use_deterministic_algorithms(deterministic)
-    monkeypatch.setattr(local_activation, "CHUNK_BYTES", 4 * 24 * 19 * 4)  # chunks of outer that split a user
+    monkeypatch.setattr(outer, "CHUNK_BYTES", 4 * 24 * 19 * 4)  # chunks of outer that split a user
     holds(make_case(features, "sigmoid", "none", "query_to_user", **SHAPES["folded"]), torch.float32)
 
 
@@ -199,15 +205,15 @@ def test_rows_beyond_2_to_31_elements_are_found():
 def test_short_histories_fold_in_fp32_and_are_grouped_in_half_precision(monkeypatch):
     monkeypatch.undo()
     seen = []
-    monkeypatch.setattr(local_activation, "tiles", lambda *a, **k: seen.append(tiles(*a, **k)) or seen[-1])
+    monkeypatch.setattr(run, "plan", lambda *a, **k: seen.append(plans.plan(*a, **k)) or seen[-1])
     for dtype in (torch.float32, torch.bfloat16):
         holds(make_case("concat", "sigmoid", "softmax", "packed", **SHAPES["grouped"]), dtype)
-    assert [each.constants["FOLD"] for each in seen] == [True, True, False, False]
+    assert [each.tile.folded for each in seen] == [True, True, False, False]
 
 
 def test_outer_is_the_same_in_chunks_of_candidates(monkeypatch):
     case = make_case("outer", "sigmoid", "none", "packed", **SHAPES["folded"])
-    monkeypatch.setattr(local_activation, "CHUNK_BYTES", 2 * 24 * 19 * 4)
+    monkeypatch.setattr(outer, "CHUNK_BYTES", 2 * 24 * 19 * 4)
     holds(case, torch.float32)
 
 
@@ -220,11 +226,11 @@ def test_float64_is_refused_with_a_reason():
 def test_tiles_shrink_to_a_chips_shared_memory_and_a_unit_too_wide_for_the_least_is_refused(monkeypatch):
     sizes, seen = SHAPES["grouped"] | {"dim": 64, "hidden": (80, 40)}, []
     case = make_case("concat", "sigmoid", "none", "packed", **sizes)
-    monkeypatch.setattr(local_activation, "tiles", lambda *a, **k: seen.append(tiles(*a, **k)) or seen[-1])
+    monkeypatch.setattr(run, "plan", lambda *a, **k: seen.append(plans.plan(*a, **k)) or seen[-1])
     for limit, folded in ((232_448, False), (60_000, True)):
         monkeypatch.setattr(chips, "shared_memory", lambda device, limit=limit: limit)
         holds(case, torch.float32)
-        assert [each.constants["FOLD"] for each in seen[-2:]] == [folded, folded]
+        assert [each.tile.folded for each in seen[-2:]] == [folded, folded]
     monkeypatch.setattr(chips, "shared_memory", lambda device: 50_000)
     with pytest.raises(dk.BackendError, match=r"D = 64 and H = \(80, 40\) take up to .* the chip has 50,000"):
         list(deviations(case, "triton", torch.float32))
@@ -242,7 +248,7 @@ def test_without_gradients_a_unit_whose_backward_alone_is_too_wide_is_served(mon
 
 
 def test_what_follows_from_sizes_alone_is_made_once_and_not_in_every_call():
-    made = [local_activation_plan._static, local_activation_plan.tile_shape, run._parts]
+    made = [inputs.unit_of, plans.tile_shape, parts.layout_of]
     counts = []
     for lengths in ((3, 1), (2, 2, 9), (1, 4)):
         holds(make_case("concat", "sigmoid", "none", "packed", lengths=lengths, dim=7, hidden=(5,)), torch.float32)
@@ -325,9 +331,8 @@ def test_penalty_and_gradient_equal_the_reference(dtype, padding_idx, sparse):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dice_equals_the_reference(dtype, training):
-    for rows, channels, masked, affine in (
-        (300, 19, False, True), (150, 3, True, False), (7, 83, True, True), (0, 3, False, False),
-    ):  # fmt: skip
+    cases = [(300, 19, False, True), (150, 3, True, False), (7, 83, True, True), (0, 3, False, False)]
+    for rows, channels, masked, affine in cases:
         generator = torch.Generator().manual_seed(rows)
         x = (torch.randn(rows, channels, generator=generator) + 0.5).to(dtype)
         alpha, mean, weight, bias = torch.randn(4, channels, generator=generator)

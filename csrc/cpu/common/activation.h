@@ -32,6 +32,19 @@ struct Tanh {
     Vec<T> slope(Vec<T>, Vec<T> h) const { return 1 - h * h; }
 };
 template <typename T>
+struct Silu {
+    static constexpr int kParams = params_per_layer(Activation::kSilu, false);
+    // Below kLowest, where `sigmoid` stops at 1e-38 (float) or 1e-308, z times its value would grow again: p is 0
+    // there, so that y is -0, and NaN for z = -inf as by torch.nn.functional.silu.
+    static constexpr T kLowest = sizeof(T) == 4 ? T(-87) : T(-708);
+    Vec<T> gate(Vec<T> z) const { return z < kLowest ? Vec<T>{} : sigmoid(z); }
+    Vec<T> value(Vec<T> z) const { return z * gate(z); }
+    Vec<T> slope(Vec<T> z, Vec<T> h) const {
+        const Vec<T> p = gate(z);
+        return p + h * (1 - p);
+    }
+};
+template <typename T>
 struct Relu {
     static constexpr int kParams = params_per_layer(Activation::kRelu, false);
     Vec<T> value(Vec<T> z) const { return z < 0 ? Vec<T>{} : z; }  // NaN passes
@@ -78,6 +91,8 @@ inline void with_activation(Activation activation, Make make) {
             return make([](const T* const*, int64_t) { return Relu<T>{}; });
         case Activation::kTanh:
             return make([](const T* const*, int64_t) { return Tanh<T>{}; });
+        case Activation::kSilu:
+            return make([](const T* const*, int64_t) { return Silu<T>{}; });
         case Activation::kIdentity:
             return make([](const T* const*, int64_t) { return Identity<T>{}; });
         case Activation::kPrelu:

@@ -65,6 +65,17 @@ struct Tanh {
     }
 };
 
+// y = z p,  p = sigmoid(z),  y' = p + y (1 - p). With kApproximate the error of y is at most 2^-12 |z|.
+template <bool kApproximate>
+struct Silu {
+    static constexpr int kParams = params_per_layer(Activation::kSilu, false);
+    __device__ static float value(float z, const ChannelParams&) { return z * sigmoid<kApproximate>(z); }
+    __device__ static Derivative derivative(float z, float g, const ChannelParams&) {
+        const float p = sigmoid<kApproximate>(z);
+        return {g * (p + z * p * (1.0f - p)), 0.0f, 0.0f, 0.0f};
+    }
+};
+
 template <bool kApproximate>
 struct Relu {
     static constexpr int kParams = params_per_layer(Activation::kRelu, false);
@@ -127,6 +138,8 @@ __device__ void with_activation(Activation activation, const Body& body) {
             return body(activations::Prelu<kApproximate>{});
         case Activation::kTanh:
             return body(activations::Tanh<kApproximate>{});
+        case Activation::kSilu:
+            return body(activations::Silu<kApproximate>{});
         case Activation::kDice:
             return body(activations::Dice<kApproximate>{});
         case Activation::kIdentity:

@@ -13,11 +13,10 @@ namespace din_kernels::cuda {
 namespace {
 
 struct ParamSource {
-    TypedArray bias[kMaxHidden], params[kMaxHidden][3];
+    TypedArray bias[kMaxHidden], params[kMaxHidden][kMaxParams];
     float eps[kMaxHidden];
-    Activation activation;
-    bool from_batch;  // the passes for Dice's statistics write mean and rstd
-    bool hidden;      // else the score is the only channel itself
+    bool given_statistics;  // of Dice; else there are none, or the passes for them write mean and rstd
+    bool hidden;            // else the score is the only channel itself
     TypedArray output_weight, output_bias;
 };
 
@@ -45,7 +44,7 @@ __global__ void write_params(ParamSource source, Sizes sizes, Global<float> para
     if (channel < sizes.width[layer]) {
         values[0] = typed_at(source.bias[layer], channel);
         values[1] = param(0);
-        if (params_of(source.activation) == kNormalizingParams && !source.from_batch) {
+        if (source.given_statistics) {
             values[2] = param(1);
             values[3] = 1.0f / sqrtf(param(2) + source.eps[layer]);
         }
@@ -108,13 +107,14 @@ __global__ void candidate_constants(Global<const typename Math::Storage> query, 
 
 void prepare_params(const LocalActivation& call, const Sizes& sizes, const Workspace& work, Stream stream) {
     ParamSource source{};
-    source.activation = activation_of(call), source.from_batch = call.dice_training, source.hidden = call.hidden > 0;
+    source.given_statistics = params_per_layer(activation_of(call), call.dice_training) == kNormalizingParams;
+    source.hidden = call.hidden > 0;
     source.output_weight = call.layers[call.hidden].weight, source.output_bias = call.layers[call.hidden].bias;
     int widest = 0;
     for (int l = 0; l < sizes.layers; ++l) {
         const Layer& layer = call.layers[l];
         source.bias[l] = layer.bias, source.eps[l] = float(layer.eps);
-        for (int which = 0; which < 3; ++which) source.params[l][which] = layer.params[which];
+        for (int which = 0; which < kMaxParams; ++which) source.params[l][which] = layer.params[which];
         widest = std::max(widest, sizes.padded[l]);
     }
     launch("write_params", write_params, Grid{ceil_div(widest + 1, 128), sizes.layers + 1}, 128, 0, stream, source,

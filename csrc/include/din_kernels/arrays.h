@@ -2,8 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 namespace din_kernels {
+
+// A value of an option beside its name in din_kernels/options.py. The tables stand beside the enums, so that a new
+// value is added in one place.
+template <typename Enum>
+using Named = std::pair<const char*, Enum>;
 
 // Element types of floating-point arrays. GPUs have no kernels for kDouble.
 enum class DType { kFloat, kDouble, kBf16, kFp16 };

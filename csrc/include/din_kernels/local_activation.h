@@ -9,8 +9,17 @@
 namespace din_kernels {
 
 enum class Features { kConcat, kProduct, kOuter };
-enum class Activation { kSigmoid, kRelu, kPrelu, kTanh, kIdentity, kDice };
+constexpr Named<Features> kFeatures[] = {
+    {"concat", Features::kConcat}, {"product", Features::kProduct}, {"outer", Features::kOuter}};
+
+enum class Activation { kSigmoid, kRelu, kPrelu, kTanh, kSilu, kIdentity, kDice };
+constexpr Named<Activation> kActivations[] = {{"sigmoid", Activation::kSigmoid}, {"relu", Activation::kRelu},
+                                              {"prelu", Activation::kPrelu},     {"tanh", Activation::kTanh},
+                                              {"silu", Activation::kSilu},       {"identity", Activation::kIdentity},
+                                              {"dice", Activation::kDice}};
+
 enum class Normalize { kNone, kSoftmax };
+constexpr Named<Normalize> kNormalizations[] = {{"none", Normalize::kNone}, {"softmax", Normalize::kSoftmax}};
 
 constexpr int kMaxHidden = 3;
 constexpr int kMaxTables = 8;

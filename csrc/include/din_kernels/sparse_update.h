@@ -7,6 +7,12 @@
 namespace din_kernels {
 
 enum class UpdateRule { kSgd, kMomentum, kNesterov, kAdagrad, kRowwiseAdagrad, kAdam };
+constexpr Named<UpdateRule> kUpdateRules[] = {{"sgd", UpdateRule::kSgd},
+                                              {"momentum", UpdateRule::kMomentum},
+                                              {"nesterov", UpdateRule::kNesterov},
+                                              {"adagrad", UpdateRule::kAdagrad},
+                                              {"rowwise_adagrad", UpdateRule::kRowwiseAdagrad},
+                                              {"adam", UpdateRule::kAdam}};
 
 // Arrays that a rule keeps per table. din_kernels/options.py says the same in Python.
 constexpr int states_per_table(UpdateRule rule) {

@@ -69,7 +69,7 @@ An array is (address, dtype, shape), C-contiguous; None is one left out. T is fl
         "params_per_layer",
         [] {
             py::dict found;
-            for (const auto& [name, activation] : kActivationNames)
+            for (const auto& [name, activation] : kActivations)
                 found[name] = py::make_tuple(params_per_layer(activation, false), params_per_layer(activation, true));
             return found;
         },

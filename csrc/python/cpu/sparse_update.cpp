@@ -28,7 +28,7 @@ and rule: sgd, momentum, nesterov, adagrad, rowwise_adagrad or adam; formulas in
         "states_per_table",
         [] {
             py::dict found;
-            for (const auto& [name, rule] : kRuleNames) found[name] = states_per_table(rule);
+            for (const auto& [name, rule] : kUpdateRules) found[name] = states_per_table(rule);
             return found;
         },
         "States that every rule keeps per table.");

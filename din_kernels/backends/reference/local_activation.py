@@ -27,6 +27,8 @@ def activate(z: torch.Tensor, activation: str, params: dict) -> tuple[torch.Tens
         return torch.relu(z), None
     if activation == "tanh":
         return torch.tanh(z), None
+    if activation == "silu":
+        return torch.nn.functional.silu(z), None  # z sigmoid(z)
     if activation == "prelu":
         return torch.where(z > 0, z, params["slope"].to(z.dtype) * z), None
     if activation == "dice":
@@ -48,6 +50,32 @@ def pair_index(begin, length, row_index, query_to_user, queries):
     position = torch.arange(candidate.shape[0], device=begin.device) - first[candidate]
     row = begin[user][candidate] + position
     return candidate, position, row if row_index is None else row_index[row]
+
+
+def normalized(scores: torch.Tensor, candidate: torch.Tensor, queries: int, normalize: str) -> torch.Tensor:
+    """w [P] from the scores [P] of pairs: themselves, or their softmax over the pairs of each candidate."""
+    if normalize == "none":
+        return scores
+    top = scores.new_full((queries,), -torch.inf).scatter_reduce(0, candidate, scores.detach(), "amax")
+    exp = torch.exp(scores - top[candidate])
+    return exp / exp.new_zeros(queries).index_add(0, candidate, exp)[candidate]
+
+
+def pool(
+    w: torch.Tensor,  # [P]
+    k: torch.Tensor,  # [P, D]
+    candidate: torch.Tensor,  # [P]
+    position: torch.Tensor,  # [P], in the history
+    queries: int,
+    pair_begin: torch.Tensor | None,  # [Q], where each candidate's weights start in pair_weights
+    total_pairs: int,  # size of pair_weights
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """pooled_i = sum_t w_it k_t, [Q, D]; and the weights by candidate, [total_pairs], 0 outside the pairs."""
+    pooled = k.new_zeros(queries, k.shape[1]).index_add(0, candidate, w.unsqueeze(-1) * k)
+    pair_weights = w.new_zeros(total_pairs)
+    if pair_begin is not None:
+        pair_weights = pair_weights.index_put((pair_begin[candidate] + position,), w)
+    return pooled, pair_weights
 
 
 def local_activation(
@@ -81,16 +109,8 @@ def local_activation(
     if row_mask is not None:
         valid = row_mask[row]
         candidate, position, k, scores = candidate[valid], position[valid], k[valid], scores[valid]
-    w = scores
-    if normalize == "softmax":
-        top = scores.new_full((query.shape[0],), -torch.inf).scatter_reduce(0, candidate, scores.detach(), "amax")
-        exp = torch.exp(scores - top[candidate])
-        w = exp / exp.new_zeros(query.shape[0]).index_add(0, candidate, exp)[candidate]
-    pooled = torch.zeros_like(query).index_add(0, candidate, w.unsqueeze(-1) * k)
-    pair_weights = w.new_zeros(total_pairs)
-    if pair_begin is not None:
-        pair_weights = pair_weights.index_put((pair_begin[candidate] + position,), w)
-    return pooled, pair_weights, statistics
+    w = normalized(scores, candidate, query.shape[0], normalize)
+    return *pool(w, k, candidate, position, query.shape[0], pair_begin, total_pairs), statistics
 
 
 def padded_unit(

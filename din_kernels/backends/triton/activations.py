@@ -1,89 +1,248 @@
-"""Activations as policies, plugged into the unit by name at compile time.
+"""Activations: value and derivative beside each other, for the unit by name at compile time and for the op `dice`.
 
-Parameters of a block of channels: PReLU (slope,); Dice (alpha, mean, 1 / sqrt(var + eps)), with batch statistics in
-backward also the averages over all pairs of g and g zhat, see `gradient`.
+Every activation is a pair
+
+    <name>(z, own, FAST)               y
+    <name>_gradient(z, dy, own, FAST)  dz, and what is summed over all pairs, SUMS of them
+
+with z and dy [rows, width] in fp32, and `own` its parameters of these channels: none, or a named tuple of [1, width]
+each. A new one is a pair here and a line in `activate` and in `gradient`, with parameters also one in `own_params`
+and in `SUMS`. FAST takes tanh.approx.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 from din_kernels.backends.triton.blocks import load_vectors
 
+# How many sums over all pairs the gradients of an activation's parameters, and of its batch statistics, are made of.
+SUMS = {"prelu": 1, "dice": 3}
+
+
+# --- sigmoid, relu, tanh, silu, identity ------------------------------------------------------------------------------
+
 
 @triton.jit
-def tanh(x, FAST: tl.constexpr):
+def sigmoid(z, FAST: tl.constexpr):
+    """y = 1 / (1 + exp(-z)) = (1 + tanh(z / 2)) / 2"""
+    if FAST:
+        return 0.5 * tanh(0.5 * z, FAST) + 0.5
+    else:
+        return 1.0 / (1.0 + tl.exp(-z))
+
+
+@triton.jit
+def sigmoid_gradient(z, dy, FAST: tl.constexpr):
+    """dz = dy y (1 - y)"""
+    y = sigmoid(z, FAST)
+    return dy * y * (1.0 - y)
+
+
+@triton.jit
+def relu(z):
+    """y = max(z, 0); NaN stays NaN."""
+    return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def relu_gradient(z, dy):
+    """dz = dy where z > 0"""
+    return tl.where(z > 0, dy, 0.0)
+
+
+@triton.jit
+def tanh(z, FAST: tl.constexpr):
+    """y = (1 - e) / (1 + e), e = exp(-2 z)"""
     if FAST:
         # One special-function operation in place of two and a division; 2^-11 relative, below half precision's 2^-9
         # of bf16 and near that of fp16.
-        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [z], dtype=tl.float32, is_pure=True, pack=1)
     else:
-        # (1 - e) / (1 + e), e = exp(-2 |x|), is off by 2e-7 of the result; 2 / (1 + e) - 1 by 2e-7 of 1, and sums that
-        # cancel, as gradients under softmax, show it. Near 0, where 1 - e cancels too: x - x^3/3 + 2 x^5/15 - ...
-        e = tl.exp(-2.0 * tl.abs(x))
+        # (1 - e) / (1 + e) of |z| is off by 2e-7 of the result, 2 / (1 + e) - 1 by 2e-7 of 1: sums that cancel, as
+        # gradients under softmax, show it. Near 0, where 1 - e cancels too, the series z - z^3/3 + 2 z^5/15 - ...
+        e = tl.exp(-2.0 * tl.abs(z))
         far = (1.0 - e) / (1.0 + e)
-        xx = x * x
-        series = x + x * xx * (-1 / 3 + xx * (2 / 15 + xx * (-17 / 315 + xx * (62 / 2835))))
-        return tl.where(tl.abs(x) < 0.25, series, tl.where(x < 0, -far, far))
+        zz = z * z
+        series = z + z * zz * (-1 / 3 + zz * (2 / 15 + zz * (-17 / 315 + zz * (62 / 2835))))
+        return tl.where(tl.abs(z) < 0.25, series, tl.where(z < 0, -far, far))
 
 
 @triton.jit
-def sigmoid(x, FAST: tl.constexpr):
-    if FAST:
-        return 0.5 * tanh(0.5 * x, FAST) + 0.5
+def tanh_gradient(z, dy, FAST: tl.constexpr):
+    """dz = dy (1 - y^2)"""
+    y = tanh(z, FAST)
+    return dy * (1.0 - y * y)
+
+
+@triton.jit
+def silu(z, FAST: tl.constexpr):
+    """y = z sigmoid(z)"""
+    return z * sigmoid(z, FAST)
+
+
+@triton.jit
+def silu_gradient(z, dy, FAST: tl.constexpr):
+    """dz = dy (p + y (1 - p)), p = sigmoid(z)"""
+    p = sigmoid(z, FAST)
+    return dy * (p + z * p * (1.0 - p))
+
+
+# --- prelu ------------------------------------------------------------------------------------------------------------
+
+
+class PRelu(NamedTuple):
+    """Parameters of `prelu`."""
+
+    slope: tl.tensor
+
+
+@triton.jit
+def prelu(z, own):
+    """y = z where z > 0, else slope z"""
+    return tl.where(z > 0, z, own.slope * z)
+
+
+@triton.jit
+def prelu_gradient(z, dy, own):
+    """dz = dy where z > 0, else slope dy;  dslope = sum of z dy where z <= 0"""
+    return tl.where(z > 0, dy, own.slope * dy), (tl.where(z > 0, 0.0, z * dy),)
+
+
+# --- dice -------------------------------------------------------------------------------------------------------------
+
+
+class Affine(NamedTuple):
+    """Weight and bias of an affine batch norm."""
+
+    weight: tl.tensor
+    bias: tl.tensor
+
+
+class Averages(NamedTuple):
+    """What flows through batch statistics, in a backward: averages over all pairs."""
+
+    g: tl.tensor
+    g_zhat: tl.tensor
+
+
+class Dice(NamedTuple):
+    """Parameters of `dice`; () stands for what is not there."""
+
+    alpha: tl.tensor
+    mean: tl.tensor
+    inverse: tl.tensor  # 1 / sqrt(var + eps)
+    affine: Affine | tuple[()]
+    averages: Averages | tuple[()]
+
+
+class DiceSums(NamedTuple):
+    """What a pair adds to the sums that gradients of parameters and of batch statistics are made of."""
+
+    d_alpha: tl.tensor
+    du: tl.tensor
+    du_zhat: tl.tensor
+
+
+@triton.jit
+def dice_gate(z, own, FAST: tl.constexpr):
+    """zhat = (z - mean) / sqrt(var + eps),  p = sigmoid(weight zhat + bias)"""
+    zhat = (z - own.mean) * own.inverse
+    if len(own.affine) > 0:
+        return zhat, sigmoid(own.affine.weight * zhat + own.affine.bias, FAST)
     else:
-        return 1.0 / (1.0 + tl.exp(-x))
+        return zhat, sigmoid(zhat, FAST)
+
+
+@triton.jit
+def dice(z, own, FAST: tl.constexpr):
+    """y = z (alpha + (1 - alpha) p)"""
+    _, p = dice_gate(z, own, FAST)
+    return z * (own.alpha + (1.0 - own.alpha) * p)
+
+
+@triton.jit
+def dice_gradient(z, dy, own, FAST: tl.constexpr):
+    """dz, and the sums of dalpha, du and du zhat over all pairs; u = weight zhat + bias, see dice_gate.
+
+    du = dy z (1 - alpha) p (1 - p),  g = weight du,  dalpha = dy z (1 - p)
+    dz = dy (alpha + (1 - alpha) p) + (g - avg g - zhat avg(g zhat)) / sqrt(var + eps)
+
+    The averages come through the batch statistics, as in batch norm; given statistics have none.
+    """
+    zhat, p = dice_gate(z, own, FAST)
+    du = dy * z * (1.0 - own.alpha) * p * (1.0 - p)
+    direct = dy * (own.alpha + (1.0 - own.alpha) * p)
+    sums = DiceSums(dy * z * (1.0 - p), du, du * zhat)
+    g = du
+    if len(own.affine) > 0:
+        g = own.affine.weight * du
+    if len(own.averages) > 0:
+        g = g - own.averages.g - zhat * own.averages.g_zhat
+    return direct + own.inverse * g, sums
+
+
+# --- by name, for the unit --------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def load_params(
-    pointers,  # prelu: slope; dice: alpha, mean, 1 / sqrt(var + eps) (and the two averages); each [H] or [1]
+    pointers,  # [H] or [1] each, in the order of `own_params`
     zero,  # see blocks.unseen_zero
-    SPANS: tl.constexpr, STEPS: tl.constexpr, ACTIVATION: tl.constexpr,
-):  # fmt: skip
+    SPANS: tl.constexpr,
+    STEPS: tl.constexpr,  # per parameter 1, or 0 where it has one entry for all channels
+):
     """Per span the parameters of its channels, each [width]."""
+    vectors = ()
+    for p in tl.static_range(len(STEPS)):
+        vectors = vectors + (load_vectors(pointers[p], zero, SPANS, STEPS[p], 0.0),)
     out = ()
-    if ACTIVATION == "prelu":
-        slope = load_vectors(pointers[0], zero, SPANS, STEPS[0], 0.0)
-        for o in tl.static_range(len(SPANS) // 3):
-            out = out + ((slope[o],),)
-    elif ACTIVATION == "dice":
-        alpha = load_vectors(pointers[0], zero, SPANS, STEPS[0], 0.0)
-        mean = load_vectors(pointers[1], zero, SPANS, STEPS[1], 0.0)
-        inverse = load_vectors(pointers[2], zero, SPANS, STEPS[2], 0.0)
-        for o in tl.static_range(len(SPANS) // 3):
-            out = out + ((alpha[o], mean[o], inverse[o]),)
-        if len(STEPS) == 5:
-            first, second = out, load_vectors(pointers[3], zero, SPANS, STEPS[3], 0.0)
-            third = load_vectors(pointers[4], zero, SPANS, STEPS[4], 0.0)
-            out = ()
-            for o in tl.static_range(len(SPANS) // 3):
-                out = out + (first[o] + (second[o], third[o]),)
-    else:
-        for _ in tl.static_range(len(SPANS) // 3):
-            out = out + ((),)
+    for o in tl.static_range(len(SPANS.width)):
+        own = ()
+        for p in tl.static_range(len(STEPS)):
+            own = own + (vectors[p][o],)
+        out = out + (own,)
     return out
+
+
+@triton.jit
+def own_params(params, ACTIVATION: tl.constexpr):
+    """The parameters of one span, by name: slope; alpha, mean and inverse of Dice, in its backward the averages too."""
+    if ACTIVATION == "prelu":
+        return PRelu(params[0][None, :])
+    elif ACTIVATION == "dice":
+        averages = ()
+        if len(params) == 5:
+            averages = Averages(params[3][None, :], params[4][None, :])
+        return Dice(params[0][None, :], params[1][None, :], params[2][None, :], (), averages)
+    else:
+        return ()
 
 
 @triton.jit
 def activate(
     z,  # [rows, width] fp32
     params,  # of these channels, each [width]
-    ACTIVATION: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    ACTIVATION: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """y of the activation of this name."""
+    own = own_params(params, ACTIVATION)
     if ACTIVATION == "sigmoid":
         return sigmoid(z, FAST)
     elif ACTIVATION == "relu":
-        return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        return relu(z)
     elif ACTIVATION == "tanh":
         return tanh(z, FAST)
+    elif ACTIVATION == "silu":
+        return silu(z, FAST)
     elif ACTIVATION == "prelu":
-        return tl.where(z > 0, z, params[0][None, :] * z)
+        return prelu(z, own)
     elif ACTIVATION == "dice":
-        # y = z (alpha + (1 - alpha) p),  p = sigmoid(zhat),  zhat = (z - mean) / sqrt(var + eps)
-        alpha = params[0][None, :]
-        return z * (alpha + (1.0 - alpha) * sigmoid((z - params[1][None, :]) * params[2][None, :], FAST))
+        return dice(z, own, FAST)
     else:
         tl.static_assert(ACTIVATION == "identity")
         return z
@@ -94,32 +253,23 @@ def gradient(
     z,  # [rows, width] fp32
     dy,  # [rows, width] fp32
     params,  # of these channels, each [width]
-    ACTIVATION: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
-    """dz, and what is summed over all pairs: PReLU (z dy where z <= 0,), which is dslope; Dice (dalpha, g, g zhat)."""
+    ACTIVATION: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """dz of the activation of this name, and what is summed over all pairs."""
+    own = own_params(params, ACTIVATION)
     if ACTIVATION == "sigmoid":
-        y = sigmoid(z, FAST)
-        return dy * y * (1.0 - y), ()
+        return sigmoid_gradient(z, dy, FAST), ()
     elif ACTIVATION == "relu":
-        return tl.where(z > 0, dy, 0.0), ()
+        return relu_gradient(z, dy), ()
     elif ACTIVATION == "tanh":
-        y = tanh(z, FAST)
-        return dy * (1.0 - y * y), ()
+        return tanh_gradient(z, dy, FAST), ()
+    elif ACTIVATION == "silu":
+        return silu_gradient(z, dy, FAST), ()
     elif ACTIVATION == "prelu":
-        return tl.where(z > 0, dy, params[0][None, :] * dy), (tl.where(z > 0, 0.0, z * dy),)
+        return prelu_gradient(z, dy, own)
     elif ACTIVATION == "dice":
-        # g = dL/dzhat = dy z (1 - alpha) p (1 - p).  Through the batch mean and variance, as in batch norm:
-        # dz = dy (alpha + (1 - alpha) p) + (g - avg g - zhat avg(g zhat)) / sqrt(var + eps)
-        alpha, inverse = params[0][None, :], params[2][None, :]
-        zhat = (z - params[1][None, :]) * inverse
-        p = sigmoid(zhat, FAST)
-        g = dy * z * (1.0 - alpha) * p * (1.0 - p)
-        direct = dy * (alpha + (1.0 - alpha) * p)
-        sums = (dy * z * (1.0 - p), g, g * zhat)
-        if len(params) == 5:
-            return direct + inverse * (g - params[3][None, :] - zhat * params[4][None, :]), sums
-        else:
-            return direct + inverse * g, sums
+        return dice_gradient(z, dy, own, FAST)
     else:
         tl.static_assert(ACTIVATION == "identity")
         return dy, ()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
 from din_kernels.backends import Request
+from din_kernels.backends.calls import MbaPenaltyCall, MbaPenaltyGrads, MbaPenaltyResult, MbaPenaltySaved
 from din_kernels.backends.triton import on_device_of, refuses_tensors
 from din_kernels.backends.triton.blocks import narrow
 
@@ -33,24 +36,31 @@ def mark_kernel(
     tl.store(first + entry, ((id != before) & (id != padding_idx)).to(tl.int64), mask=inside)
 
 
+class Runs(NamedTuple):
+    """Runs of equal ids."""
+
+    ids: torch.Tensor  # [N], sorted
+    first: torch.Tensor  # [N], by mark_kernel
+    rank: torch.Tensor  # [N], inclusive sum of first
+
+
 @triton.jit(do_not_specialize=["entries"])
 def penalty_kernel(
     weight,  # [V, D]
-    ids,  # [N], sorted
-    first,  # [N], by mark_kernel
-    rank,  # [N], inclusive sum of first
+    runs,  # Runs
     counts,  # [V]
     unique,  # [N], filled with -1
     partials,  # [programs] fp32
     entries,  # N
     dim,  # D
-    ENTRIES: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    ENTRIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """Writes unique ids and, per program, the sum of ||w_j||^2 / n_j."""
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
-    stands = tl.load(first + entry, mask=entry < entries, other=0) > 0
-    id = tl.load(ids + entry, mask=stands, other=0).to(tl.int64)
-    tl.store(unique + tl.load(rank + entry, mask=stands, other=1) - 1, id, mask=stands)
+    stands = tl.load(runs.first + entry, mask=entry < entries, other=0) > 0
+    id = tl.load(runs.ids + entry, mask=stands, other=0).to(tl.int64)
+    tl.store(unique + tl.load(runs.rank + entry, mask=stands, other=1) - 1, id, mask=stands)
     column = tl.arange(0, COLUMNS)
     inside = stands[:, None] & (column < dim)[None, :]
     w = tl.load(weight + id[:, None] * dim + column[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -69,8 +79,10 @@ def gradient_kernel(
     entries,
     dim,  # D
     coeff,
-    DENSE: tl.constexpr, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    DENSE: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """d penalty / d w_j = coeff w_j / n_j, at row j of out (dense) or at j's rank, zero behind their number."""
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
     holds = (entry < entries) & (entry < tl.load(unique_count))
@@ -95,41 +107,35 @@ def _tile(dim: int) -> dict[str, int]:
     return {"ENTRIES": max(1, ELEMENTS // columns), "COLUMNS": columns}
 
 
-def forward(call):
-    """Kernel calls of the op's forward: penalty [], unique [N], unique_count []."""
-    weight, ids, counts, coeff, padding_idx, _ = call
-    unique = torch.full((ids.numel(),), -1, dtype=torch.int64, device=weight.device)
-    if not ids.numel() or not weight.shape[1]:
-        return (
-            weight.new_zeros((), dtype=torch.float32),
-            unique,
-            torch.zeros((), dtype=torch.int64, device=weight.device),
-        )
-    weight, counts = weight.contiguous(), counts.contiguous()
-    ids = torch.sort(ids).values
+def forward(call: MbaPenaltyCall) -> MbaPenaltyResult:
+    """Kernel calls of the op's forward."""
+    weight, counts = call.weight.contiguous(), call.counts.contiguous()
+    entries, dim = call.ids.numel(), weight.shape[1]
+    unique = torch.full((entries,), -1, dtype=torch.int64, device=weight.device)
+    if not entries or not dim:
+        nothing = weight.new_zeros((), dtype=torch.float32)
+        return MbaPenaltyResult(nothing, unique, torch.zeros((), dtype=torch.int64, device=weight.device))
+    ids = torch.sort(call.ids).values
     first = torch.empty_like(unique)
-    shape = _tile(weight.shape[1])
-    partials = weight.new_empty(triton.cdiv(len(ids), shape["ENTRIES"]), dtype=torch.float32)
+    shape = _tile(dim)
+    partials = weight.new_empty(triton.cdiv(entries, shape["ENTRIES"]), dtype=torch.float32)
     with on_device_of(weight):
-        mark_kernel[(triton.cdiv(len(ids), 1024),)](ids, first, len(ids), padding_idx, BLOCK=1024)
+        mark_kernel[(triton.cdiv(entries, 1024),)](ids, first, entries, call.padding_idx, BLOCK=1024)
         rank = first.cumsum(0)
-        penalty_kernel[partials.shape](
-            weight, ids, first, rank, counts, unique, partials, len(ids), weight.shape[1], **shape
-        )
-    return 0.5 * coeff * partials.sum(), unique, rank[-1].clone()
+        runs = Runs(ids, first, rank)
+        penalty_kernel[partials.shape](weight, runs, counts, unique, partials, entries, dim, **shape)
+    return MbaPenaltyResult(0.5 * call.coeff * partials.sum(), unique, rank[-1].clone())
 
 
-def backward(call, saved, grads):
+def backward(call: MbaPenaltyCall, saved: MbaPenaltySaved, grads: MbaPenaltyGrads) -> torch.Tensor:
     """Kernel call of the op's backward: gradients of rows unique[:entries], or of all of weight."""
-    weight, _, counts, coeff, _, sparse = call
-    (unique, unique_count), (grad, entries) = saved, grads
-    weight, counts = weight.contiguous(), counts.contiguous()
-    out = weight.new_empty(entries, weight.shape[1]) if sparse else torch.zeros_like(weight)
-    if entries and weight.shape[1]:
-        shape = _tile(weight.shape[1])
+    weight, counts, entries = call.weight.contiguous(), call.counts.contiguous(), grads.entries
+    dim = weight.shape[1]
+    out = weight.new_empty(entries, dim) if call.sparse else torch.zeros_like(weight)
+    if entries and dim:
+        shape, rows = _tile(dim), (weight, saved.unique, saved.unique_count, counts)
         with on_device_of(weight):
             gradient_kernel[(triton.cdiv(entries, shape["ENTRIES"]),)](
-                grad, weight, unique, unique_count, counts, out, entries, weight.shape[1], coeff,
-                DENSE=not sparse, **shape,
-            )  # fmt: skip
+                grads.penalty, *rows, out, entries, dim, call.coeff, DENSE=not call.sparse, **shape
+            )
     return out

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from din_kernels import backends, options
+from din_kernels import backends, checks, options
 from din_kernels.backends.calls import LocalActivationCall, LocalActivationResult
 from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
@@ -16,6 +16,7 @@ from din_kernels.ops.local_activation import registration  # noqa: F401  registe
 from din_kernels.ops.local_activation.checks import Layers, check_layers, check_options, check_rows
 from din_kernels.ops.local_activation.histories import (
     Rows,
+    check_statistics,
     in_autocast_dtype,
     pair_layout,
     rows_of,
@@ -50,11 +51,14 @@ def attend(
 ) -> Attended:
     """As `local_activation`, and also returns the batch statistics of Dice in training; modules build on this."""
     check_options(features, activation, normalize, stats)
+    checks.number("scale", scale)
+    checks.flag("return_weights", return_weights)
+    if total_pairs is not None:
+        checks.integer("total_pairs", total_pairs, at_least=0)
     query, history = in_autocast_dtype(query, history)
     check_rows(query, history, query_to_user)
     layers = check_layers(query, weights, biases, features, activation, activation_params)
-    if stats == "padded" and not isinstance(history, Padded):
-        raise ValueError(f"stats='padded' needs a padded history, got a {type(history).__name__}")
+    check_statistics(stats, history)
     source = source_of(query)
     layout = rows_of(history, padded_statistics=stats == "padded" and bool(layers.batch_statistics))
     if query_to_user is not None:
@@ -78,6 +82,8 @@ def attend(
         eps=[],
         dice_training=layers.batch_statistics is True,
         sparse_grad=False,
+        query_padding=source.padding,
+        history_padding=layout.source.padding,
         features=features,
         activation=activation,
         normalize=normalize,
@@ -108,7 +114,7 @@ def _request(call: LocalActivationCall, layers: Layers, layout: Rows, stats: str
         "stats": stats,
         "layout": "packed" if layout.width is None else "padded" if layout.row_index is None else "masked",
         "query_widths": sizes(call.query_tables, 1),
-        "row_widths": sizes(call.history_tables, 1),
+        "history_widths": sizes(call.history_tables, 1),
         "hidden": sizes(call.weights[:-1], 0),
         "backward": torch.is_grad_enabled(),
     }
@@ -186,7 +192,7 @@ def local_activation(
             vec(q k^T)). dtype of query, or fp32 with bf16 and fp16.
         biases: one `[out]` per weight.
         features: "concat", "product" or "outer".
-        activation: "sigmoid", "relu", "prelu", "tanh", "identity" or "dice", after every hidden layer.
+        activation: "sigmoid", "relu", "prelu", "tanh", "silu", "identity" or "dice", after every hidden layer.
         activation_params: one dict per hidden layer; PReLU: slope `[1]` or `[H]`; Dice: alpha, mean, var `[H]` or
             `[1]`, eps (1e-8), training (False; True takes mean and variance over the valid pairs of this call).
         normalize: "none" (the paper) or "softmax" over each candidate's behaviours.
@@ -196,6 +202,9 @@ def local_activation(
         total_pairs: number of weights for a Jagged history with query_to_user, where it is known; saves a GPU wait.
         stats: rows in the batch statistics of Dice in training: "valid" pairs alone, or "padded": all T positions of a
             Padded history, as BatchNorm in a padded implementation sees them.
+
+    Any argument may be an inference tensor, also where others need gradients: autograd cannot notice a change of it, so
+    it must stay as it is until the backward.
 
     Returns:
         pooled `[Q, D]`; with return_weights also the weights in the history's layout: a Jagged `[N]` (with

@@ -78,9 +78,12 @@ def _check_query(query) -> int:
 
 def check_layers(query, weights, biases, features: str, activation: str, activation_params) -> Layers:
     """The MLP, or an error that names what does not fit the query, the features or the activation."""
+    weights, biases = checks.listed("weights", weights), checks.listed("biases", biases)
+    if activation_params is not None:
+        activation_params = checks.listed("activation_params", activation_params, "dicts")
     _check_linears(query, weights, biases, features)
     hidden = [weight.shape[0] for weight in weights[:-1]]
-    params = list(activation_params or [{} for _ in hidden])
+    params = [{} for _ in hidden] if activation_params is None else activation_params
     if len(params) != len(hidden):
         raise ValueError(f"activation_params must hold one dict per hidden layer ({len(hidden)}), got {len(params)}")
     for layer, (given, width) in enumerate(zip(params, hidden, strict=True)):
@@ -90,7 +93,7 @@ def check_layers(query, weights, biases, features: str, activation: str, activat
             params[layer] = {"eps": 1e-8, "training": False} | given
         _check_params(f"activation_params[{layer}]", params[layer], width, activation, query)
     training = {bool(layer.get("training", False)) for layer in params if options.ACTIVATIONS[activation].statistics}
-    return Layers(list(weights), list(biases), params, "some" if len(training) == 2 else training == {True})
+    return Layers(weights, biases, params, "some" if len(training) == 2 else training == {True})
 
 
 def _check_linears(query, weights, biases, features: str) -> None:
@@ -137,9 +140,14 @@ def _check_params(label: str, given: dict, width: int, activation: str, query) -
             raise ValueError(f"{label} must have {key!r} for activation={activation!r}, got {sorted(given)}")
         name = f"{label}[{key!r}]"
         checks.is_tensor(name, value, 1, "[H] or [1]")
+        checks.is_real(name, value)
         if value.shape[0] != 1 and value.shape[0] != width:
             raise ValueError(f"{name} must have shape [{width}] or [1], got {list(value.shape)}")
         checks.same_device(name, value, "query", query)
+
+    if kind.statistics:
+        checks.number(f"{label}['eps']", given["eps"], at_least=0)
+        checks.flag(f"{label}['training']", given["training"])
 
 
 def check_values(call: LocalActivationCall) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from din_kernels import checks
 from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged, Padded
 from din_kernels.ops.autocast import autocast_dtype
@@ -16,6 +17,7 @@ class Source(NamedTuple):
 
     tables: list[torch.Tensor]  # [V_k, D_k] each
     ids: list[torch.Tensor]  # [n] each, or none: then row n is tables[0][n]
+    padding: list[int]  # per table of ids the row without gradient, -1: none
 
     @property
     def count(self) -> int:
@@ -25,7 +27,9 @@ class Source(NamedTuple):
 
 def source_of(rows: torch.Tensor | Gather) -> Source:
     """The rows of a tensor `[n, D]` or of a Gather."""
-    return Source(rows.tables, rows.ids) if isinstance(rows, Gather) else Source([rows], [])
+    if not isinstance(rows, Gather):
+        return Source([rows], [], [])
+    return Source(rows.tables, rows.ids, [-1 if each is None else each for each in rows.padding_idx])
 
 
 class Rows(NamedTuple):
@@ -60,6 +64,12 @@ def rows_of(history: Jagged | Padded | Gather, padded_statistics: bool = False) 
     return Rows(source, begin if history.padding_side == "right" else begin + width - length, length, None, None, width)
 
 
+def check_statistics(stats: str, history: Jagged | Padded | Gather) -> None:
+    """ValueError where statistics over padding are asked of a history without any."""
+    if stats == "padded" and not isinstance(history, Padded):
+        raise ValueError(f"stats='padded' needs a padded history, got a {type(history).__name__}")
+
+
 class Pairs(NamedTuple):
     """Where the weights of (candidate, behaviour) pairs are written."""
 
@@ -79,6 +89,9 @@ def pair_layout(layout: Rows, query_to_user, queries: int, total_pairs: int | No
     end = per_query.cumsum(0)
     if total_pairs is None:
         total_pairs = int(end[-1]) if queries else 0
+    else:
+        if checks.values_readable(end) and (pairs := int(end[-1]) if queries else 0) != total_pairs:
+            raise ValueError(f"total_pairs must be the number of pairs ({pairs}), got {total_pairs}")
     return Pairs(end - per_query, total_pairs)
 
 

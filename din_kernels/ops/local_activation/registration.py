@@ -15,6 +15,7 @@ from din_kernels.backends.calls import (
 from din_kernels.ops.local_activation.checks import check_values
 from din_kernels.ops.registration import keep, kept, register, register_backward
 from din_kernels.ops.schemas import library
+from din_kernels.ops.sparse_gradient import sparse_gradient
 
 
 def _fake(call: LocalActivationCall) -> LocalActivationResult:
@@ -47,13 +48,7 @@ def _backward_fake(
 
 def _setup_context(ctx, inputs, output):
     call, ctx.backend = LocalActivationCall(*inputs[:-1]), inputs[-1]
-    # A table that the candidates share with the history takes one sparse gradient: torch cannot add two in bf16.
-    ctx.shared = [
-        next((at for at, other in enumerate(call.history_tables) if call.history_ids and other is table), None)
-        if call.query_ids
-        else None
-        for table in call.query_tables
-    ]
+    ctx.shared = _shared(call)
     result = LocalActivationResult(*output)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(result.logsumexp, result.statistics)
@@ -69,9 +64,7 @@ def _autograd(ctx, grad_pooled, _logsumexp, grad_pair_weights, _statistics):
     grads = LocalActivationGradients(
         *torch.ops.din_kernels.local_activation_backward(*towards, *call, *saved, ctx.backend)
     )
-    query = _of_tables(call.query_tables, call.query_ids, grads.query, needed.query_tables, call.sparse_grad)
-    history = _of_tables(call.history_tables, call.history_ids, grads.history, needed.history_tables, call.sparse_grad)
-    _join_shared(ctx.shared, query, history)
+    query, history = _of_tables(call, grads, needed, ctx.shared)
     none = LocalActivationCall(*[None] * len(call))
     return *none._replace(
         query_tables=query,
@@ -81,39 +74,60 @@ def _autograd(ctx, grad_pooled, _logsumexp, grad_pair_weights, _statistics):
         weights=grads.weights,
         biases=grads.biases,
         params=grads.params,
-        eps=None if call.eps else [],  # an empty list passes for a list of tensors
+        # An empty list passes for a list of tensors.
+        **{name: None if getattr(call, name) else [] for name in ("eps", "query_padding", "history_padding")},
     ), None
 
 
-def _of_tables(tables, ids, grads, needed, sparse):
-    """Gradients of tables from those of their rows: as they are, or one entry per id."""
+def _shared(call: LocalActivationCall) -> list[int | None]:
+    """For every table of the candidates, which table of the history it is, where both get one sparse gradient.
 
-    def of_table(at):
-        if not needed[at]:
-            return None
-        if not ids:
-            return grads[at]
-        if sparse:
-            return _sparse(ids[at].to(torch.int64).unsqueeze(0), grads[at], tables[at].shape)
-        return torch.ops.aten.embedding_dense_backward(grads[at], ids[at], tables[at].shape[0], -1, False)
+    torch cannot add two in bf16, nor trace their sum.
+    """
+    if not (call.sparse_grad and call.query_ids and call.history_ids):
+        return [None] * len(call.query_tables)
 
-    return [of_table(at) for at in range(len(tables))]
+    def same(at, other):
+        padding = call.query_padding[at] == call.history_padding[other]
+        return padding and call.history_tables[other] is call.query_tables[at]
 
-
-def _sparse(indices, values, shape):
-    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
+    others = range(len(call.history_tables))
+    return [next((each for each in others if same(at, each)), None) for at in range(len(call.query_tables))]
 
 
-def _join_shared(shared, query, history):
-    """Moves sparse gradients of tables that the candidates share with the history into one per table."""
-    for at, of_history in enumerate(shared):
-        if of_history is None or query[at] is None or history[of_history] is None or not query[at].is_sparse:
-            continue
-        both = (history[of_history], query[at])
-        indices = torch.cat([grad._indices() for grad in both], 1)
-        values = torch.cat([grad._values() for grad in both])
-        history[of_history] = _sparse(indices, values, both[0].shape)
-        query[at] = None
+def _of_tables(call, grads, needed, shared) -> tuple[list, list]:
+    """Gradients of both sides' tables from those of their rows: as they are, or by id."""
+
+    def uses(side):
+        ids, tables = getattr(call, f"{side}_ids"), getattr(call, f"{side}_tables")
+        rows, padding = getattr(grads, side), getattr(call, f"{side}_padding")
+        wanted = getattr(needed, f"{side}_tables")
+        return [(ids[at] if ids else None, rows[at], padding[at] if ids else -1) for at in range(len(tables))], wanted
+
+    (query, query_needed), (history, history_needed) = uses("query"), uses("history")
+    joined: dict[int, list] = {at: [use] for at, use in enumerate(history)}
+    for at, other in enumerate(shared):
+        if other is not None and query_needed[at]:
+            joined[other].append(query[at])
+
+    def gradient(of, table, wanted):
+        return _of_table(of, table, call.sparse_grad) if wanted else None
+
+    alone = [needs and other is None for needs, other in zip(query_needed, shared, strict=True)]
+    return (
+        [gradient([use], call.query_tables[at], alone[at]) for at, use in enumerate(query)],
+        [gradient(joined[at], call.history_tables[at], history_needed[at]) for at in joined],
+    )
+
+
+def _of_table(uses, table, sparse):
+    """The gradient of a table from (ids or None, gradients of its rows, padding) of each use."""
+    ids, rows, padding = zip(*uses, strict=True)
+    if ids[0] is None:
+        return rows[0]
+    if sparse:
+        return sparse_gradient(ids, rows, table.shape[0], padding[0])
+    return torch.ops.aten.embedding_dense_backward(rows[0], ids[0], table.shape[0], padding[0], False)
 
 
 def _no_vmap(info, in_dims, *args):

@@ -30,7 +30,7 @@ class Shape(NamedTuple):
 
 def padded(size: int) -> int:
     """Columns that the blocks of a width take."""
-    return sum(width for _, width, _ in spans(size))
+    return sum(spans(size).width)
 
 
 def bound(columns: int, widths: tuple[int, ...], itemsize: int, backward: bool, shape: Shape) -> int:
