@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from contextvars import ContextVar
 
 import torch
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from din_kernels import config
 from din_kernels.options import DTYPES
@@ -69,12 +69,12 @@ def is_tensor(name: str, value, ndim: int | tuple[int, ...] | None = None, shape
 def _is_plain(tensor: torch.Tensor) -> bool:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
         return False
-    return not is_lazy(tensor)
+    return not isinstance(tensor, UninitializedTensorMixin)
 
 
 def _kind_of(tensor: torch.Tensor) -> str:
     """What keeps a tensor from being plain."""
-    if is_lazy(tensor):
+    if isinstance(tensor, UninitializedTensorMixin):
         return "an uninitialized parameter"
     if tensor.is_nested:
         return "a nested tensor"
