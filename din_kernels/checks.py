@@ -178,7 +178,7 @@ def number(
         raise ValueError(f"{name} must be a finite number, got an integer beyond float64") from None
     if not _within(real, at_least, at_most, below):
         raise ValueError(f"{name} must {_bounds(at_least, at_most, below)}, got {value}")
-    if math.isinf(given) and not infinite:
+    if abs(given) == math.inf and not infinite:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
