@@ -160,8 +160,8 @@ def test_the_unit_has_as_many_hidden_layers_in_cpp_as_in_python():
 def nan_with_payload(dtype: torch.dtype) -> torch.Tensor:
     """A NaN whose exponent arithmetic leaves the range of a signed integer."""
     if dtype == torch.float64:
-        return torch.tensor(0x7FFFFFFFFFFFFFFF).view(torch.float64)
-    return torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+        return torch.tensor(0x7FF80000000007FF).view(torch.float64)
+    return torch.tensor(0x7FC000FF, dtype=torch.int32).view(torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
