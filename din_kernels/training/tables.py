@@ -38,11 +38,8 @@ def require_fit(config: DINConfig, interactions: Interactions) -> None:
     """Holds a config to the data that it will be trained on.
 
     Raises:
-        ValueError: a behaviour sequence or a field that the data does not have, a table with fewer rows than ids, or
-            histories of a negative length.
+        ValueError: a behaviour sequence or a field that the data does not have, or a table with fewer rows than ids.
     """
-    if config.max_length is not None and config.max_length < 0:
-        raise ValueError(f"max_length must be at least 0 or None, got {config.max_length}")
     unknown = [name for name in config.histories if name not in HISTORIES]
     if unknown:
         raise ValueError(f"histories must be among {', '.join(map(repr, HISTORIES))}, got {unknown[0]!r}")

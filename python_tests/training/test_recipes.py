@@ -123,15 +123,15 @@ def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
         ("histories", {"clicks": [["item", "item"], ["category", "category"]]}, "histories must be among 'behaviours'"),
         ("profile", {"age": "item"}, "profile must have fields among 'user', got 'age'"),
         ("context", {"hour": "item"}, "context must have fields among none, got 'hour'"),
-        ("max_length", -1, "max_length must be at least 0 or None, got -1"),
+        ("max_length", -1, "max_length must be at least 0, got -1"),
     ],
 )
 def test_a_model_that_the_data_cannot_feed_is_refused_before_the_first_step(entry, value, complaint, monkeypatch):
     made = generated()
     monkeypatch.setattr(loop, "train_step", lambda *_: pytest.fail("a step was taken"))
     settings = changed(f"model.{entry}", value)["model"]
-    config = DINConfig.from_dict(settings, sizes_of(made.interactions))
     with pytest.raises(ValueError, match=re.escape(complaint)):
+        config = DINConfig.from_dict(settings, sizes_of(made.interactions))
         train(build("din", config), made.split, made.interactions, TrainingOptions(), progress=False)
 
 
