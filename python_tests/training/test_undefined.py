@@ -117,15 +117,22 @@ def behaviours(lengths: list[int], labels: bool = False) -> data.Interactions:
     return data.Interactions(offsets, items, np.zeros(50, np.int64), 1, labels=ratings)
 
 
+def without_training() -> data.Split:
+    """A split that was put together by hand: the functions of `data` refuse to make one without training samples."""
+    none, nobody = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+    return data.Split(data.Samples(none, none, none, nobody, nobody))
+
+
 @pytest.mark.parametrize(
     ("lengths", "tuning", "missing", "longest"),
     [([2, 2, 1], False, "train", 2), ([3, 2], True, "train", 3), ([1, 1], False, "train", 1), ([], False, "train", 0)],
 )
 def test_histories_too_short_to_train_on_are_refused_with_the_reason(lengths, tuning, missing, longest, tmp_path):
     interactions = behaviours(lengths)
-    split = data.split_amazon(interactions, tuning=tuning)
+    with pytest.raises(ValueError, match="the split has no training samples"):
+        data.split_amazon(interactions, tuning=tuning)
     with pytest.raises(ValueError) as raised:
-        train(model_for(interactions), split, interactions, OPTIONS, output=tmp_path / "a.json")
+        train(model_for(interactions), without_training(), interactions, OPTIONS, output=tmp_path / "a.json")
     assert str(raised.value) == (
         f"split.{missing} must hold samples, got none: the longest of {len(lengths)} histories has {longest} "
         f"behaviours; a user needs 3 for a training sample beside the one held out, 4 with tuning"
@@ -142,8 +149,12 @@ def test_the_lengths_that_the_refusal_names_are_enough():
 def test_a_split_by_user_without_training_or_test_samples_is_refused():
     for lengths, missing in (([1, 1, 1, 1], "train"), ([1, 5, 5, 5], None)):
         interactions = behaviours(lengths, labels=True)
-        split = data.split_movielens(interactions)
-        if missing is None:
+        if missing is not None:
+            with pytest.raises(ValueError, match="the split has no training samples"):
+                data.split_movielens(interactions)
+            split = without_training()
+        else:
+            split = data.split_movielens(interactions)
             none = split.test.take(np.zeros(len(split.test), bool))
             split, missing = dataclasses.replace(split, test=none), "test"
         with pytest.raises(ValueError, match=rf"split.{missing} must hold samples, got none: .* another of its user"):
