@@ -102,8 +102,6 @@ class MBACounts:
         Raises:
             TypeError, ValueError, IndexError: naming the argument, what was expected and what came; nothing is counted.
         """
-        if self.values.is_inference() and not torch.is_inference_mode_enabled():
-            raise TypeError("counts must not be an inference tensor where observe changes them, got one")
         checks.is_writable("counts", self.values)
         if sample_offsets is not None:
             checks.is_tensor("ids", ids, 1, "[N] with sample_offsets")

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import random
 import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from support import hostile_models, hostile_ops
-from support.hostile import replaced, replacements
+from support.cuda_backend import device_of
+from support.hostile_backends import COMPUTING, difference, outcome
+from support.hostile_calls import CALLS, hostile, told
 
 import din_kernels as dk
+from din_kernels import config
+from din_kernels.ops.sparse_update import Hyper, Table, sparse_update
 
-CALLS = hostile_ops.CALLS | hostile_models.CALLS
 CALLS_IN_ALL = 2000
 REFUSALS = (TypeError, ValueError, IndexError, dk.BackendError)
-
-
-def hostile(name: str, seed: int):
-    """A valid call of entry point `name` with one or two arguments replaced, and what stands for them."""
-    rng, values = random.Random(f"{name} {seed}"), np.random.default_rng([seed, len(name)])
-    given, changes = CALLS[name].arguments(values), {}
-    for argument in rng.sample(list(given), rng.choice([1, 1, 1, 2])):
-        change = None
-        while change is None:
-            change = replaced(given[argument], rng.choice(replacements(given[argument])), rng)
-        given[argument], changes[argument] = change
-    return given, changes
 
 
 def flat(value) -> list:
@@ -57,7 +46,7 @@ def same(got, expected) -> bool:
 def fault(name: str, seed: int) -> str | None:
     """What is wrong with the answer to a hostile call, or None."""
     given, changes = hostile(name, seed)
-    made = f"{name}, call {seed}, " + ", ".join(f"{argument}={what}" for argument, what in changes.items())
+    made = told(name, seed)
     try:
         expected = CALLS[name].expected(given)
     except Exception as illegal:
@@ -95,6 +84,31 @@ def test_a_hostile_call_is_right_or_refused_by_name(name):
     assert not wrong, f"{len(wrong)} of {len(faults)}:\n" + "\n".join(wrong)
 
 
+@pytest.fixture(params=["reference", "cpu", "cuda", *(["triton"] if config.triton_interprets() else [])])
+def forced(request, monkeypatch) -> str:
+    """Every backend that takes CPU tensors: CUDA on its emulation, Triton where its interpreter was asked for."""
+    if request.param == "cuda":
+        device_of("emulated", monkeypatch)
+    return request.param
+
+
+@pytest.mark.parametrize("name", COMPUTING)
+@pytest.mark.parametrize("calls", [15, pytest.param(300, marks=pytest.mark.full)])
+@pytest.mark.filterwarnings("ignore")
+def test_a_hostile_call_has_the_same_outcome_under_every_backend(calls, name, forced):
+    found = [difference(name, seed, forced, mild) for seed in range(calls) for mild in (False, True)]
+    wrong = [each for each in found if each is not None]
+    assert not wrong, f"{len(wrong)} of {len(found)}:\n" + "\n".join(wrong)
+    assert any(outcome(name, hostile(name, seed, mild=True)[0], forced).refusal is None for seed in range(calls))
+
+
+def test_entry_points_that_compute_by_no_backend_give_the_same_whatever_is_forced():
+    with dk.use_backend("cuda"):  # without its emulation it serves nothing here
+        for name in CALLS:
+            got = outcome(name, CALLS[name].arguments(np.random.default_rng(0)), None)
+            assert isinstance(got.refusal, dk.BackendError) == (name in COMPUTING), (name, got)
+
+
 def _with_gradients(make, **changes):
     """The gradients of a call on tensors that `make` passes through, as one list."""
     torch.manual_seed(0)
@@ -109,7 +123,7 @@ def _with_gradients(make, **changes):
     return [*(each.grad for each in weights), alpha.grad, table.grad]
 
 
-def test_inference_tensors_give_the_gradients_of_plain_ones():
+def test_inference_tensors_give_the_gradients_of_plain_ones(forced):
     def frozen(tensor):
         with torch.inference_mode():
             return tensor.clone()
@@ -123,7 +137,9 @@ def test_inference_tensors_give_the_gradients_of_plain_ones():
         "ids": torch.tensor([0, 3, 3]),
         "counts": torch.tensor([1, 2, 3, 4]),
     }
-    for got, expected in zip(_with_gradients(frozen, **given), _with_gradients(lambda t: t, **given), strict=True):
+    with dk.use_backend(forced):
+        found = zip(_with_gradients(frozen, **given), _with_gradients(lambda t: t, **given), strict=True)
+    for got, expected in found:
         assert torch.equal(got, expected) and expected.any()
 
 
@@ -131,3 +147,49 @@ def test_a_zero_tensor_of_indices_is_refused():
     zeros = torch._efficientzerotensor((2,), dtype=torch.int64)
     with pytest.raises(TypeError, match="offsets must have its numbers in memory, got one of torch's zero tensors"):
         dk.Jagged(torch.ones(0, 3), zeros)
+
+
+def test_an_inference_tensor_is_refused_where_it_would_be_written(forced):
+    with torch.inference_mode():
+        weight = torch.ones(3, 2)
+    table = Table(weight, [], torch.tensor([1]), torch.ones(1, 2), Hyper(lr=0.1, step=0.1))
+    words = "weight of table 0 must not be an inference tensor where it is written outside of inference mode, got one"
+    with dk.use_backend(forced), pytest.raises(TypeError, match=words):
+        sparse_update([table], "sgd")
+    assert torch.equal(weight, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        torch.tensor([4.0]).expand(3),
+        torch._neg_view(torch.tensor([-1.0, -4.0, -2.0])),
+        torch._efficientzerotensor((3,), dtype=torch.float32),
+        torch.tensor([1.0, 4.0, 2.0], requires_grad=True),
+    ],
+    ids=["expanded", "negated", "zero tensor", "with gradient"],
+)
+def test_counts_count_by_their_values_however_they_lie_in_memory(counts, forced):
+    """w -= lr * coeff * w / n_j for the one row of the batch, and a penalty of coeff / 2 * ||w_j||^2 / n_j."""
+    table = Table(torch.ones(3, 2), [], torch.tensor([1]), torch.zeros(1, 2), Hyper(1.0, 1.0, coeff=2.0), counts)
+    n = max(1.0, counts.detach()[1].item())
+    weight = torch.ones(3, 2, requires_grad=True)
+    with dk.use_backend(forced):
+        sparse_update([table], "sgd")
+        penalty = dk.mba_penalty(weight, torch.tensor([1]), counts, 2.0)
+        penalty.backward()
+    expected = torch.tensor([[0.0, 0.0], [2 / n, 2 / n], [0.0, 0.0]])
+    assert torch.equal(table.weight, 1 - expected) and torch.equal(weight.grad, expected)
+    assert penalty.item() == 2 / n and counts.grad is None
+
+
+def test_a_weight_that_is_not_finite_leaves_states_of_finite_gradients_finite(forced):
+    """Without a regularizer, and with one that is decoupled, an accumulator holds squares of the gradient alone."""
+    for decoupled, counts in ((False, None), (True, torch.ones(3))):
+        weight = torch.tensor([[1.0, 1.0], [torch.inf, torch.nan], [1.0, 1.0]])
+        table = Table(weight, [torch.zeros(3, 2)], torch.tensor([1]), torch.full((1, 2), 2.0), Hyper(0.1, 0.1), counts)
+        table = table._replace(hyper=table.hyper._replace(coeff=0.5, decoupled=decoupled))
+        with dk.use_backend(forced):
+            sparse_update([table], "adagrad")
+        assert table.states[0].tolist() == [[0, 0], [4, 4], [0, 0]]
+        assert not weight[1].isfinite().any() and weight[[0, 2]].eq(1).all()
