@@ -146,7 +146,7 @@ def dice(
         training=training,
         eps=float(eps),
     )
-    if backend == "reference":
+    if backends.by_reference(backend, x.device):
         call = savable(call)
         result = DiceResult(
             *_reference(

@@ -100,7 +100,7 @@ def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
         padding_idx=-1 if padding_idx is None else int(padding_idx),
         sparse=sparse,
     )
-    if backend == "reference":
+    if backends.by_reference(backend, weight.device):
         _check_values(call)
         call = savable(call._replace(counts=counts.detach()))
         return _reference(call.weight, call.ids, call.counts, call.coeff, padding_idx, sparse)

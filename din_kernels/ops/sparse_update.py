@@ -139,7 +139,7 @@ def sparse_update(tables: list[Table], rule: str, *, counts_checked: bool = Fals
     if "reference" in calls or len(calls) > 1:  # one call checks its ids before it writes, several need this
         _check_values(SparseUpdateCall.of(tables, rule))
     for backend, call in calls.items():
-        if backend == "reference":
+        if backends.by_reference(backend, call.device):
             for t in call.tables():
                 _reference(rule, t.weight, t.states, t.ids, t.grads, t.counts, t.padding_idx, t.hyper)
         else:

@@ -103,6 +103,8 @@ class MBACounts:
             TypeError, ValueError, IndexError: naming the argument, what was expected and what came; nothing is counted.
         """
         checks.is_writable("counts", self.values)
+        if self.values.device.type == "meta":
+            raise TypeError("counts must have values that observe can add to, got a tensor on the meta device")
         if sample_offsets is not None:
             checks.is_tensor("ids", ids, 1, "[N] with sample_offsets")
             check_offsets(sample_offsets, ids.shape[0], "ids", ids, "sample_offsets")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.cuda_backend import device_of
+from support.hostile import on_meta
 from support.hostile_backends import COMPUTING, difference, outcome
 from support.hostile_calls import CALLS, hostile, told
 
@@ -56,8 +57,7 @@ def fault(name: str, seed: int) -> str | None:
     except REFUSALS as refused:
         message = str(refused)
         named = any(re.search(rf"\b{re.escape(argument)}\b", message) for argument in changes)
-        worded = re.search(r"\b(must|needs?|belong|exclude)\b.*\b(got|is an?)\b", message, re.DOTALL)
-        return None if named and worded else f"{made}: {type(refused).__name__}: {message}"
+        return None if named and worded(message) else f"{made}: {type(refused).__name__}: {message}"
     except Exception as error:
         return f"{made}: {type(error).__name__}: {error}"
     if isinstance(expected, Exception):
@@ -82,6 +82,78 @@ def test_a_hostile_call_is_right_or_refused_by_name(name):
         faults = [fault(name, seed) for seed in range(-(-CALLS_IN_ALL // len(CALLS)))]
     wrong = [each for each in faults if each is not None]
     assert not wrong, f"{len(wrong)} of {len(faults)}:\n" + "\n".join(wrong)
+
+
+def worded(message: str) -> bool:
+    """Whether it says what was expected and what came."""
+    return re.search(r"\b(must|needs?|belong|exclude)\b.*\b(got|is an?)\b", message, re.DOTALL) is not None
+
+
+def sizes(results) -> list:
+    """The sizes of all tensors in a row; entry points that only hold values give them in place of those on meta."""
+    return [size for each in results for size in getattr(each, "shape", [each])]
+
+
+def dtypes(tensors) -> list:
+    return [each.dtype for each in tensors if isinstance(each, torch.Tensor)]
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_call_on_the_meta_device_gives_the_right_shapes_or_is_refused_by_name(name):
+    for seed in range(8):
+        given = CALLS[name].arguments(np.random.default_rng(seed))
+        on_cpu = outcome(name, CALLS[name].arguments(np.random.default_rng(seed)), None)
+        got = outcome(name, on_meta(given), None)
+        if got.refusal is None:
+            assert sizes(got.results) == sizes(on_cpu.results)
+            assert sizes(got.gradients) == sizes(on_cpu.gradients) and dtypes(got.gradients) == dtypes(on_cpu.gradients)
+            assert len(got.results) != len(on_cpu.results) or dtypes(got.results) == dtypes(on_cpu.results)
+        else:
+            assert worded(str(got.refusal)) and "meta" in str(got.refusal), got.refusal
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_hostile_call_on_the_meta_device_is_refused_by_name_or_served(name):
+    for seed in range(60):
+        given = hostile(name, seed)[0]
+        try:
+            given = on_meta(given)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+            continue  # torch has no such tensor there
+        got = outcome(name, given, None)
+        assert got.refusal is None or worded(str(got.refusal)), f"{told(name, seed)}: {got.refusal}"
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "dice"}, {"features": "outer", "normalize": "softmax"}])
+def test_a_unit_on_the_meta_device_trains_on_shapes(options):
+    with torch.device("meta"):
+        unit = dk.nn.LocalActivationUnit(3, (4,), **options)
+        history = dk.Jagged(torch.ones(5, 3, requires_grad=True), torch.zeros(3, dtype=torch.int64))
+        query, user = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
+        pooled, weights = unit(query, history, query_to_user=user, return_weights=True, total_pairs=9)
+    assert pooled.shape == (4, 3) and weights.values.shape == (9,) and pooled.device.type == "meta"
+    pooled.sum().backward()
+    assert history.values.grad.shape == (5, 3) and all(each.grad is not None for each in unit.parameters())
+    with pytest.raises(ValueError, match="total_pairs must be given where lengths have no values .* got None"):
+        unit(query, history, query_to_user=user, return_weights=True)
+    unit.linears[0].register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="query must have values .* got the meta device"):
+        unit(query, history, query_to_user=user)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_model_on_the_meta_device_trains_on_shapes(sparse):
+    given = CALLS["DINConfig"].arguments(None) | {"sparse": sparse}
+    model = dk.models.DIN(dk.models.DINConfig(**given)).to("meta")
+    logits = model(on_meta(CALLS["DIN"].arguments(None)))
+    logits.sum().backward()
+    assert logits.shape == (3,) and logits.device.type == "meta"
+    tables = [each.weight for each in model.embeddings.values()]
+    assert all(each.grad.shape == each.shape and each.grad.is_sparse == sparse for each in tables)
+    if sparse:
+        dk.optim.SparseAdagrad(tables).step()
 
 
 @pytest.fixture(params=["reference", "cpu", "cuda", *(["triton"] if config.triton_interprets() else [])])

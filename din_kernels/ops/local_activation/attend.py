@@ -91,7 +91,7 @@ def attend(
         scale=float(scale),
     )
     backend = backends.select(_request(call, layers, layout, stats))
-    if backend == "reference":
+    if backends.by_reference(backend, call.device):
         pooled, pair_weights, statistics = _by_reference(call, layers, query, history)
     else:
         pooled, pair_weights, statistics = _by_kernels(call, layers, query, history, backend)
