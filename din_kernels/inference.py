@@ -19,7 +19,9 @@ def savable(value: Any) -> Any:
     Lists, named tuples, dicts and Jagged are looked into. Nothing is copied while no gradient is recorded, and nothing
     while tracing, where tensors are not yet those of a call.
     """
-    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # asked first, since Dynamo traces no question about inference mode
+        return value
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         return value
     return _savable(value)
 
