@@ -124,9 +124,10 @@ def mba_penalty(
         weight: `[V, D]`, an embedding table; or a list of tables, whose penalties are added.
         ids: int64 or int32 tensor of any shape, or a Jagged of ids, those of the batch; duplicates count once. One per
             table where weight is a list.
-        counts: `[V]`, n_j: the number of training samples in which id j appears; 0 (an id that training never saw)
-            counts as 1, since a batch that holds the id is a sample of it. They get no gradient. One per table where
-            weight is a list.
+        counts: `[V]`, n_j: the number of training samples in which id j appears. 0 counts as 1: an id that the counted
+            data never held, as new ids of a stream and held-out ones, is in one sample at least, that of this batch. A
+            negative count or NaN of an id of the batch is refused. Counts get no gradient. One per table where weight
+            is a list.
         coeff: the paper's lambda, at least 0.
         padding_idx: an id that is never regularized.
         sparse: whether weight's gradient is a coalesced sparse tensor of the unique rows, as for

@@ -206,7 +206,9 @@ class MBA:
 
     Args:
         coeff: the paper's lambda, at least 0.
-        counts: `[V]` tensor or `MBACounts`, n_j per row of the group's table.
+        counts: `[V]` tensor or `MBACounts`, n_j per row of the group's table. In a step n_j = 0 counts as 1: an id that
+            the counted data never held, as new ids of a stream and held-out ones, is in one sample at least, that of
+            this batch. Negative counts, NaN and infinity are refused.
         padding_idx: a row that the step never touches, neither by gradients nor by regularization. Libraries often
             have a row 0 that is padding without saying so.
         decoupled: see above.

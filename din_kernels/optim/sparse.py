@@ -18,6 +18,9 @@ class SparseOptimizer(torch.optim.Optimizer):
     use's gradient to the other's. On a CPU it cannot do so in fp16 or bf16: such a table is used once in a step, or
     through `din_kernels.models`, which joins its uses, and its gradient is not accumulated over several backwards.
 
+    With `mba`, coeff * w_j / n_j joins the gradient of each id of the batch; n_j = 0, an id that the counted data never
+    held, counts as 1 (see `MBA`).
+
     States are made when a table is added, and follow it to another device or dtype at the next step.
     """
 

@@ -255,6 +255,34 @@ def test_counts_count_by_their_values_however_they_lie_in_memory(counts, forced)
     assert penalty.item() == 2 / n and counts.grad is None
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32, torch.float64, torch.uint8], ids=str)
+def test_an_id_that_the_counted_data_never_held_is_regularized_as_if_it_had_one_sample(dtype, forced):
+    """Penalty and step of ids with n_j = 0, 1 and 4: w -= lr * coeff * w / max(n_j, 1)."""
+    counts, ids = torch.tensor([0, 1, 4, 7], dtype=dtype), torch.tensor([0, 1, 2])
+    weight = torch.ones(4, 2, requires_grad=True)
+    table = torch.nn.Parameter(torch.ones(4, 2))
+    table.grad = torch.sparse_coo_tensor(ids[None], torch.zeros(3, 2), (4, 2))
+    with dk.use_backend(forced):
+        dk.mba_penalty(weight, ids, counts, 0.5).backward()
+        dk.optim.SparseSGD([table], lr=1.0, mba=dk.MBA(0.5, counts)).step()
+    expected = torch.tensor([0.5, 0.5, 0.125, 0.0])[:, None].expand(4, 2)
+    assert torch.equal(weight.grad, expected) and torch.equal(table.detach(), 1 - expected)
+
+
+@pytest.mark.parametrize("count", [-1.0, torch.nan])
+def test_a_count_that_is_none_is_refused_under_every_backend_and_nothing_is_written(count, forced):
+    counts, ids = torch.tensor([count, 1.0]), torch.tensor([0])
+    table = Table(torch.ones(2, 2), [], ids, torch.ones(1, 2), Hyper(1.0, 1.0, coeff=0.5), counts)
+    for call in (
+        lambda: dk.mba_penalty(torch.ones(2, 2), ids, counts, 0.5),
+        lambda: sparse_update([table], "sgd"),
+        lambda: dk.MBA(0.5, counts),
+    ):
+        with dk.use_backend(forced), pytest.raises(ValueError, match="counts.* must be at least 0.*got"):
+            call()
+    assert torch.equal(table.weight, torch.ones(2, 2))
+
+
 def test_a_weight_that_is_not_finite_leaves_states_of_finite_gradients_finite(forced):
     """Without a regularizer, and with one that is decoupled, an accumulator holds squares of the gradient alone."""
     for decoupled, counts in ((False, None), (True, torch.ones(3))):
