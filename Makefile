@@ -17,7 +17,7 @@ demo: $(BUILT)
 	$(BIN)/din-kernels demo $(if $(DATA),--data $(DATA))
 
 test: $(BUILT) lint
-	$(BIN)/pytest -q python_tests
+	$(BIN)/pytest -q python_tests -m "not full"
 
 # Every combination of options, by Triton's interpreter; `test` runs a representative set.
 test-triton: $(BUILT)

@@ -172,6 +172,12 @@ def select(request: Request) -> str:
     return _selected(request.op, request.device, request.dtype, tuple(options.items()))
 
 
+def by_reference(backend: str, device: torch.device) -> bool:
+    """Whether the public function computes by the reference itself. On the meta device nobody computes: the op's fake
+    gives results of the right shapes, and the reference, whose sizes depend on values, could not."""
+    return backend == "reference" and device.type != "meta"
+
+
 def _transform() -> str | None:
     """The transform in force that only the reference follows; torch.func.vmap is answered by the ops themselves."""
     if torch.compiler.is_compiling():

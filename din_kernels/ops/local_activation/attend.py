@@ -11,6 +11,7 @@ from din_kernels import backends, checks, options
 from din_kernels.backends.calls import LocalActivationCall, LocalActivationResult
 from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
+from din_kernels.inference import savable
 from din_kernels.jagged import Jagged, Padded
 from din_kernels.ops.local_activation import registration  # noqa: F401  registers the op
 from din_kernels.ops.local_activation.checks import Layers, check_layers, check_options, check_rows
@@ -90,7 +91,7 @@ def attend(
         scale=float(scale),
     )
     backend = backends.select(_request(call, layers, layout, stats))
-    if backend == "reference":
+    if backends.by_reference(backend, call.device):
         pooled, pair_weights, statistics = _by_reference(call, layers, query, history)
     else:
         pooled, pair_weights, statistics = _by_kernels(call, layers, query, history, backend)
@@ -123,8 +124,9 @@ def _request(call: LocalActivationCall, layers: Layers, layout: Rows, stats: str
 
 def _by_reference(call: LocalActivationCall, layers: Layers, query, history):
     """pooled, the pairs' weights and statistics; every layer of Dice takes its own kind of statistics."""
+    call, params = savable(call), savable(layers.params)
     return reference.local_activation(
-        query.rows() if isinstance(query, Gather) else query,
+        query.rows() if isinstance(query, Gather) else call.query_tables[0],
         history.rows() if isinstance(history, Gather) else call.history_tables[0],
         call.begin,
         call.length,
@@ -135,7 +137,7 @@ def _by_reference(call: LocalActivationCall, layers: Layers, query, history):
         call.total_pairs,
         call.weights,
         call.biases,
-        layers.params,
+        params,
         call.features,
         call.activation,
         call.normalize,
