@@ -71,11 +71,12 @@ def sums_kernel(
     REPEAT: tl.constexpr,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     """Gradients of the parameters, and what the batch statistics give dx."""
     GROUP: tl.constexpr = REPEAT * CHANNELS
-    CHUNK: tl.constexpr = 2 * LANES // COLUMNS
     lanes = lanes_of(CHANNELS, REPEAT, LANES)
     own = load_channels(given, mean, var, eps, lanes.column, lanes.used, FAST)
     program, programs = tl.program_id(0), tl.num_programs(0)
@@ -84,11 +85,11 @@ def sums_kernel(
     n = tl.zeros([], tl.float32) if mask is None else zero
     rest, bent, lifted = zero, zero, zero
     for at in range(program, tiles, programs):
-        tile = tile_of(mask, at * ROWS, rows, lanes, True, CHANNELS, REPEAT, ROWS)
+        tile = tile_of(mask, at * ROWS, rows, lanes, True, CHANNELS, REPEAT, ROWS, VECTOR)
         rest, bent, lifted, n = add_tile((rest, bent, lifted, n), x, grad_y, tile, own, FAST)
     n += zero
     for at in range(tiles * ROWS + program, tl.cdiv(rows, REPEAT), programs):
-        tile = tile_of(mask, at, rows, lanes, False, CHANNELS, REPEAT, 1)
+        tile = tile_of(mask, at, rows, lanes, False, CHANNELS, REPEAT, 1, VECTOR)
         rest, bent, lifted, n = add_tile((rest, bent, lifted, n), x, grad_y, tile, own, FAST)
 
     own_scratch, part = scratch + program * (4 * GROUP), parts + program * (4 * CHANNELS)
@@ -105,7 +106,17 @@ def sums_kernel(
 
 @triton.jit
 def finish(
-    given, var, sums, through, parts, programs, eps, column, FAST: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr
+    given,
+    var,
+    sums,
+    through,
+    parts,
+    programs,
+    eps,
+    column,
+    FAST: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """Writes the results of sums_kernel, from the parts of all programs."""
     inside = column < CHANNELS
@@ -156,7 +167,9 @@ def backward_kernel(
     REPEAT: tl.constexpr,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     """dx, tile by tile."""
     lanes = lanes_of(CHANNELS, REPEAT, LANES)
@@ -174,8 +187,8 @@ def backward_kernel(
     program, programs = tl.program_id(0), tl.num_programs(0)
     tiles = rows // (REPEAT * ROWS)
     for at in range(program, tiles, programs):
-        tile = tile_of(mask, at * ROWS, rows, lanes, True, CHANNELS, REPEAT, ROWS)
+        tile = tile_of(mask, at * ROWS, rows, lanes, True, CHANNELS, REPEAT, ROWS, VECTOR)
         gradient_tile(x, grad_y, grad_x, tile, own, offset, gain, slope, flow, FAST)
     for at in range(tiles * ROWS + program, tl.cdiv(rows, REPEAT), programs):
-        tile = tile_of(mask, at, rows, lanes, False, CHANNELS, REPEAT, 1)
+        tile = tile_of(mask, at, rows, lanes, False, CHANNELS, REPEAT, 1, VECTOR)
         gradient_tile(x, grad_y, grad_x, tile, own, offset, gain, slope, flow, FAST)

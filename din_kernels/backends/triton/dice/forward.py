@@ -39,22 +39,23 @@ def statistics_kernel(
     REPEAT: tl.constexpr,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     """n, mean and sum of squared differences of every lane, column and program, merged in turn."""
     GROUP: tl.constexpr = REPEAT * CHANNELS
-    CHUNK: tl.constexpr = 2 * LANES // COLUMNS
     lanes = lanes_of(CHANNELS, REPEAT, LANES)
     program, programs = tl.program_id(0), tl.num_programs(0)
     tiles = rows // (REPEAT * ROWS)
     n = tl.zeros([], tl.float32) if mask is None else tl.zeros([LANES], tl.float32)
     middle, square = tl.zeros([LANES], tl.float32), tl.zeros([LANES], tl.float32)
     for at in range(program, tiles, programs):
-        tile = tile_of(mask, at * ROWS, rows, lanes, True, CHANNELS, REPEAT, ROWS)
+        tile = tile_of(mask, at * ROWS, rows, lanes, True, CHANNELS, REPEAT, ROWS, VECTOR)
         n, middle, square = merge_tile(n, middle, square, load_tile(x, tile), tile)
     n += tl.zeros([LANES], tl.float32)
     for at in range(tiles * ROWS + program, tl.cdiv(rows, REPEAT), programs):
-        tile = tile_of(mask, at, rows, lanes, False, CHANNELS, REPEAT, 1)
+        tile = tile_of(mask, at, rows, lanes, False, CHANNELS, REPEAT, 1, VECTOR)
         n, middle, square = merge_tile(n, middle, square, load_tile(x, tile), tile)
 
     own, part = scratch + program * (3 * GROUP), parts + program * (3 * CHANNELS)
@@ -101,7 +102,9 @@ def forward_kernel(
     REPEAT: tl.constexpr,
     LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     """y, tile by tile."""
     lanes = lanes_of(CHANNELS, REPEAT, LANES)
@@ -110,8 +113,8 @@ def forward_kernel(
     program, programs = tl.program_id(0), tl.num_programs(0)
     tiles = rows // (REPEAT * ROWS)
     for at in range(program, tiles, programs):
-        tile = tile_of(mask, at * ROWS, rows, lanes, True, CHANNELS, REPEAT, ROWS)
+        tile = tile_of(mask, at * ROWS, rows, lanes, True, CHANNELS, REPEAT, ROWS, VECTOR)
         activate_tile(x, y, tile, own, offset, gain, FAST)
     for at in range(tiles * ROWS + program, tl.cdiv(rows, REPEAT), programs):
-        tile = tile_of(mask, at, rows, lanes, False, CHANNELS, REPEAT, 1)
+        tile = tile_of(mask, at, rows, lanes, False, CHANNELS, REPEAT, 1, VECTOR)
         activate_tile(x, y, tile, own, offset, gain, FAST)

@@ -5,6 +5,8 @@ Sums run over the valid rows, one part per program, added in a fixed order.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 
@@ -16,10 +18,28 @@ from din_kernels.backends.triton.dice.forward import forward_kernel, statistics_
 from din_kernels.backends.triton.dice.gate import Parameters
 from din_kernels.backends.triton.dice.tile import Tiling, tiling
 
-# Warps of a program, groups of a tile, and programs per multiprocessor: 32 warps of 64 bytes a thread are in flight.
-# What adds programs' parts up takes large ones, since one program reads the parts of all.
-STATISTICS, SUMS = (16, 4, 2), (16, 2, 2)
-FORWARD, BACKWARD = (8, 4, 4), (8, 2, 4)
+
+class Shape(NamedTuple):
+    """How a kernel is launched."""
+
+    vector: int  # numbers of x that a thread loads at once
+    rows: int  # groups of a tile
+    warps: int
+    resident: int  # programs per multiprocessor
+
+
+# By kernel and bytes per number. Kernels that sum run one large program per multiprocessor, since one of them reads the
+# parts of all.
+SHAPES = {
+    ("statistics", 2): Shape(4, 8, 32, 1),
+    ("statistics", 4): Shape(4, 4, 32, 1),
+    ("forward", 2): Shape(8, 4, 8, 4),
+    ("forward", 4): Shape(4, 4, 8, 4),
+    ("sums", 2): Shape(4, 2, 32, 1),
+    ("sums", 4): Shape(4, 2, 32, 1),
+    ("backward", 2): Shape(4, 4, 8, 4),
+    ("backward", 4): Shape(4, 2, 8, 4),
+}
 
 
 def refuses(request: Request) -> str | None:
@@ -27,17 +47,18 @@ def refuses(request: Request) -> str | None:
     return refuses_tensors(request)
 
 
-def _launch(x: torch.Tensor, warps: int, rows: int, resident: int) -> tuple[Tiling, tuple[int, int]]:
+def _launch(x: torch.Tensor, kernel: str) -> tuple[Tiling, tuple[int, int]]:
     """Tiles, and the grid of programs that stay on the chip."""
-    shape = tiling(x.shape[1], x.element_size(), warps, rows)
-    most = max(1, chips.multiprocessors(x.device) * resident // shape.blocks)
-    return shape, (min(triton.cdiv(x.shape[0], shape.rows_of_tile), most), shape.blocks)
+    shape = SHAPES[kernel, x.element_size()]
+    tiles = tiling(x.shape[1], shape.vector, shape.warps, shape.rows)
+    most = max(1, chips.multiprocessors(x.device) * shape.resident // tiles.blocks)
+    return tiles, (min(triton.cdiv(x.shape[0], tiles.rows_of_tile), most), tiles.blocks)
 
 
 def _scratch(x: torch.Tensor, shape: Tiling, programs: int, planes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory for lanes [programs, planes, REPEAT C] and for parts [programs, planes, C]."""
     channels = x.shape[1]
-    lanes = programs * planes * shape.repeat * channels
+    lanes = triton.cdiv(programs * planes * shape.repeat * channels, 4) * 4  # parts begin at a multiple of 16 bytes
     both = torch.empty(lanes + programs * planes * channels, dtype=torch.float32, device=x.device)
     return both[:lanes], both[lanes:]
 
@@ -52,7 +73,7 @@ def _parameters(call: DiceCall) -> Parameters:
 
 def _statistics(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Batch mean and biased variance [C] fp32, 0 and 1 where no row is valid, and the number of valid rows."""
-    shape, grid = _launch(x, *STATISTICS)
+    shape, grid = _launch(x, "statistics")
     count = torch.zeros((), dtype=torch.int64, device=x.device)
     mean, var = (torch.empty(x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
     scratch, parts = _scratch(x, shape, grid[0], 3)
@@ -75,7 +96,7 @@ def forward(call: DiceCall) -> DiceResult:
             else:
                 mean, var = call.mean.clone(), call.var.clone()
         if y.numel():
-            shape, grid = _launch(x, *FORWARD)
+            shape, grid = _launch(x, "forward")
             fast = chips.fast_tanh(x.device, x.dtype)
             forward_kernel[grid](
                 x, mask, _parameters(call), mean, var, y, x.shape[0], call.eps, FAST=fast, **shape.options
@@ -92,7 +113,7 @@ def backward(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGradient
     grad_x = torch.empty_like(x)
     if x.numel():
         grad_y = grads.y.contiguous()
-        shape, grid = _launch(x, *SUMS)
+        shape, grid = _launch(x, "sums")
         through = torch.empty(2, x.shape[1], **none) if call.training else None
         ticket = torch.zeros((), dtype=torch.int64, device=x.device)
         scratch, parts = _scratch(x, shape, grid[0], 4)
@@ -101,6 +122,6 @@ def backward(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGradient
         state = (x, grad_y, mask, given, saved.mean, saved.var)
         with on_device_of(x):
             sums_kernel[grid](*state, ticket, wanted, through, scratch, parts, *size, **shape.options)
-            shape, grid = _launch(x, *BACKWARD)
+            shape, grid = _launch(x, "backward")
             backward_kernel[grid](*state, through, grad_x, *size, **shape.options)
     return DiceGradients(grad_x, *sums)

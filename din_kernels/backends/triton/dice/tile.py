@@ -11,9 +11,9 @@ leave 48 of 128 idle.
     group 1      | row 25   | row 26   | row 27   |  ...  | row 49   |      |
     ...          +----------+----------+----------+--   --+----------+------+    ROWS groups are a tile
 
-A thread holds 16 bytes of every group, which REPEAT C is therefore a multiple of where it can be. Programs take every
-P-th tile; the groups of the last, partial tile are taken one by one, and only they are checked against N. Where C is
-greater than LANES, REPEAT is 1 and programs (p, b) hold columns b LANES and on.
+A thread holds VECTOR numbers of every group, which REPEAT C is therefore a multiple of where it can be. Programs take
+every P-th tile; the groups of the last, partial tile are taken one by one, and only they are checked against N. Where C
+is greater than LANES, REPEAT is 1 and programs (p, b) hold columns b LANES and on.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
-
-VECTOR_BYTES = 16  # of a load
 
 
 class Lanes(NamedTuple):
@@ -50,24 +48,30 @@ class Tiling(NamedTuple):
     """The shape of a launch."""
 
     repeat: int
-    lanes: int
     blocks: int  # programs side by side
     rows_of_tile: int
     options: dict[str, Any]  # constants of the kernels
 
 
 @functools.cache
-def tiling(channels: int, itemsize: int, warps: int, rows: int) -> Tiling:
-    """Lanes of 16 bytes a thread, and `rows` groups a tile."""
-    vector = VECTOR_BYTES // itemsize
+def tiling(channels: int, vector: int, warps: int, rows: int) -> Tiling:
+    """`vector` lanes a thread and `rows` groups a tile."""
     lanes = vector * 32 * warps
     aligned = vector // math.gcd(channels, vector)
     fit = lanes // channels
     repeat = max(1, fit // aligned * aligned or fit)
     columns = min(lanes, triton.next_power_of_2(channels))
-    sizes = {"CHANNELS": channels, "REPEAT": repeat, "LANES": lanes, "COLUMNS": columns, "ROWS": rows}
-    options = sizes | {"num_warps": warps}
-    return Tiling(repeat, lanes, triton.cdiv(channels, lanes), repeat * rows, options)
+    options = {
+        "CHANNELS": channels,
+        "REPEAT": repeat,
+        "LANES": lanes,
+        "COLUMNS": columns,
+        "CHUNK": max(1, 4 * 32 * warps // columns),  # parts that are read at once, 4 numbers of each plane a thread
+        "ROWS": rows,
+        "VECTOR": vector,
+        "num_warps": warps,
+    }
+    return Tiling(repeat, triton.cdiv(channels, lanes), repeat * rows, options)
 
 
 @triton.jit
@@ -87,6 +91,7 @@ def tile_of(
     CHANNELS: tl.constexpr,
     REPEAT: tl.constexpr,
     ROWS: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     """ROWS groups."""
     group = tl.cast(group, tl.int64)
@@ -102,7 +107,8 @@ def tile_of(
         if mask is not None:
             held = there & (tl.load(mask + row, mask=there, other=0) > 0)
         valid = (held,)
-    return Tile(first, down * (REPEAT * CHANNELS) + lanes.at[None, :], there, valid)
+    at = down * (REPEAT * CHANNELS) + lanes.at[None, :]
+    return Tile(first, tl.max_contiguous(at, [1, VECTOR]), there, valid)
 
 
 @triton.jit
