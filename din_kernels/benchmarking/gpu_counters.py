@@ -36,7 +36,9 @@ def own_kernels() -> list[str]:
     for path in TRITON.rglob("*.py"):
         found |= set(re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE))
     for path in CUDA.rglob("*.cu*") if CUDA.is_dir() else ():
-        found |= set(re.findall(r"__global__[^;{]*?\b(\w+)\s*\(", re.sub(r"__launch_bounds__\([^)]*\)", "", path.read_text())))
+        found |= set(
+            re.findall(r"__global__[^;{]*?\b(\w+)\s*\(", re.sub(r"__launch_bounds__\([^)]*\)", "", path.read_text()))
+        )
     return sorted(found)
 
 
@@ -72,7 +74,9 @@ def findings(output: str) -> dict[str, Any]:
     """Reports of compute-sanitizer: how many in our kernels, with the first of them, and in others, by kernel."""
     ours, others, first = 0, {}, None
     names = set(own_kernels())
-    for report in re.split(r"^========= (?=Invalid|Error|Race|Warning: Race|Uninitialized|Misaligned|Barrier)", output, flags=re.MULTILINE)[1:]:
+    for report in re.split(
+        r"^========= (?=Invalid|Error|Race|Warning: Race|Uninitialized|Misaligned|Barrier)", output, flags=re.MULTILINE
+    )[1:]:
         found = re.search(r"\bat (?:0x[0-9a-f]+ in )?(?:void )?([\w:<>, ]+?)(?:\(|\+0x)", report)
         name = re.split(r"[<(]", found[1])[0].split("::")[-1].strip() if found else "unknown"
         if any(name == own or own in name for own in names):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -66,23 +66,30 @@ def variants(
     return made
 
 
+def compile_all(backends: Sequence[str]) -> None:
+    """Runs every variant that compiles once, on a few rows of each width that are as well aligned."""
+    for rows, channels in SHAPES:
+        for dtype in DTYPES:
+            for name, call in variants((min(rows, 16_384), channels), dtype, backends).items():
+                if name != EAGER:
+                    call()
+
+
 def benchmark(
     deadline: float, backends: Sequence[str], shapes: Sequence[tuple[int, int]] = SHAPES, device: str = "cuda"
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A row per shape and dtype: variants with time, kernels' time, host's time and memory, and the floor.
 
     The floor is PASSES passes over x at the rate of a copy. Ours are held to the eager form in float32 first.
     """
-    rows = []
     for shape in shapes:
         for dtype in DTYPES:
             about = {"shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
             if time.monotonic() > deadline:
-                rows.append(about | {"skipped": "no time left"})
-                continue
-            torch._dynamo.reset()
-            rows.append(about | _row(shape, dtype, backends, device))
-    return rows
+                yield about | {"skipped": "no time left"}
+            else:
+                torch._dynamo.reset()
+                yield about | _row(shape, dtype, backends, device)
 
 
 def _row(shape, dtype, backends, device) -> dict[str, Any]:

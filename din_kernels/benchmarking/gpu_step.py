@@ -16,6 +16,7 @@ from din_kernels.data.batches import Batch
 from din_kernels.models import DINConfig
 from din_kernels.training import Optimizers, TrainingOptions, build, train_step
 
+PRECISIONS = ("fp32", "tf32", "bf16 autocast")
 PACKED, COMPILED = "packed, eager", "packed, torch.compile"
 
 
@@ -73,7 +74,7 @@ def batch_of(sizes: Sizes, device: str) -> Batch:
 def steps(backends: Sequence[str], sizes: Sizes, device: str) -> dict[str, Callable[[], torch.Tensor]]:
     """One step by name, all of one model."""
     with torch.device(device):
-        model = build("din", DINConfig.default(sizes.items, sizes.categories, sizes.dim))
+        model = build("din", DINConfig.default(sizes.items, sizes.categories, sizes.dim, sparse=True))
     # A step changes next to nothing, so that all variants see the same losses.
     optimizers = Optimizers(model, TrainingOptions(optimizer="sparse-rowwise-adagrad", lr=1e-9))
     batch = batch_of(sizes, device)
@@ -94,20 +95,27 @@ def steps(backends: Sequence[str], sizes: Sizes, device: str) -> dict[str, Calla
 def benchmark(
     deadline: float,
     backends: Sequence[str],
-    precisions: Sequence[str] = ("fp32", "tf32", "bf16 autocast"),
+    precisions: Sequence[str] = PRECISIONS,
     sizes: Sizes = SIZES,
     device: str = "cuda",
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A row per precision: variants with time, kernels, host's time and memory; ratios to our fastest."""
-    rows, made = [], None
+    made = None
     for name in precisions:
         if time.monotonic() > deadline:
-            rows.append({"precision": name, "skipped": "no time left"})
+            yield {"precision": name, "skipped": "no time left"}
             continue
         made = made or steps(backends, sizes, device)
         with precision(name, device):
-            rows.append({"precision": name} | _row(made, backends))
-    return rows
+            row = _row(made, backends)
+        yield {"precision": name} | row
+
+
+def compile_all(backends: Sequence[str], name: str) -> None:
+    """Runs every variant once under one precision, on tables of few rows."""
+    with precision(name):
+        for call in steps(backends, SIZES._replace(items=100_000), "cuda").values():
+            call()
 
 
 def _row(made, backends) -> dict[str, Any]:
