@@ -220,7 +220,7 @@ def check(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(backends, "available", lambda: {"cuda": "nvcc is not installed", "triton": None})
     monkeypatch.setattr(gpu, "benchmark", measured)
-    monkeypatch.setattr(gpu, "sparse", lambda names, table: {"variants": {"triton": ROW, gpu.FBGEMM: ROW}})
+    monkeypatch.setattr(gpu, "sparse", lambda names, table: {"about": "step, of a table", "variants": {"triton": ROW}})
     monkeypatch.setattr(gpu_dice, "benchmark", lambda deadline, names: iter([DICE]))
     monkeypatch.setattr(gpu_step, "benchmark", lambda deadline, names: iter([STEP]))
     monkeypatch.setattr(gpu_check, "count", lambda names, backends, deadline: {"gpu_train": []})
@@ -239,11 +239,15 @@ def test_the_command_writes_one_file_of_which_tables_and_plot_are_made(check, tm
     assert status == 0 and [row["shape"] for row in result["rows"]][:2] == ["gpu_train", "uniform100"]
     assert set(result) >= {"benchmark", "case", "command", "machine", "rows"}
     report = module_of("tools/report.py")
-    page = report.filled("<!-- table: gpu -->\n<!-- end -->\n<!-- table: gpu_aims -->\n<!-- end -->\n", [result])
+    names = ("gpu", "gpu_aims", "gpu_step", "gpu_dice", "gpu_sparse", "gpu_counters")
+    page = report.filled("".join(f"<!-- table: {name} -->\n<!-- end -->\n" for name in names), [result])
     assert f"| {CHIP}: `gpu_train`, bfloat16 |  | 2.000 / 2.000 | 16.000 / 16.000 |" in page
-    assert f"| {CHIP}: forward, over compiled | 6x | 8.0x | yes |" in page
-    assert f"| {CHIP}: peak memory, of compiled | 1/8 | 1/8.0 | yes |" in page
-    assert f"| {CHIP}: serving in a CUDA graph, triton | cuda 30 us | 2000.0 us | yes |" in page
+    assert "| 8.00x / 8.00x | 0.50 |" in page
+    assert f"| {CHIP}: `gpu_train`, forward by CUDA graph | 0.30 ms | 2.000 ms | no |" in page
+    assert f"| {CHIP}: `real`, forward + backward, of the fastest peer's time | 0.7x | 0.12x | yes |" in page
+    assert f"| {CHIP}: [300, 8], float32 |  | 2.000 |  |  |  /  | 1.000 | 2.00x |" in page
+    assert f"| {CHIP}: fp32 |  | 2.00 |  |  |  /  |" in page
+    assert report.NOT_MEASURED in page.split("gpu_counters")[1]
     assert f"{CHIP}, Triton" in page
     assert [path.name for path in report.plot_gpu([result], tmp_path)] == ["speed-some-gpu-80gb.png"]
 
