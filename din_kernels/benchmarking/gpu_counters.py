@@ -57,7 +57,8 @@ def counted(output: str) -> list[dict[str, Any]]:
     if start is None:
         return []
     table = list(csv.DictReader(io.StringIO("\n".join(line for line in lines[start:] if line.startswith('"')))))
-    units, rows = table[0], {}
+    units = table[0]
+    rows: dict[Any, dict[str, Any]] = {}
     for line in table[1:]:
         row: dict[str, Any] = {"kernel": line["Kernel Name"]}
         for name, metric in METRICS.items():
@@ -72,7 +73,8 @@ def counted(output: str) -> list[dict[str, Any]]:
 
 def findings(output: str) -> dict[str, Any]:
     """Reports of compute-sanitizer: how many in our kernels, with the first of them, and in others, by kernel."""
-    ours, others, first = 0, {}, None
+    ours, first = 0, None
+    others: dict[str, int] = {}
     names = set(own_kernels())
     for report in re.split(
         r"^========= (?=Invalid|Error|Race|Warning: Race|Uninitialized|Misaligned|Barrier)", output, flags=re.MULTILINE

@@ -155,8 +155,9 @@ def aims(found: Results) -> Table:
             what = f"`{shape}`, forward + backward, of the fastest peer's time"
             add(chip, what, f"{BOTH_OF_PEER}x", f"{share:.2f}x", share <= BOTH_OF_PEER)
     for chip, row in measured(found, "step"):
-        aim, variants = STEP_RATIO.get(row["precision"]), row["variants"]
-        if aim is not None and {"triton", gpu_step.PACKED} <= set(variants):
+        variants = row["variants"]
+        if row["precision"] in STEP_RATIO and {"triton", gpu_step.PACKED} <= set(variants):
+            aim = STEP_RATIO[row["precision"]]
             ratio = variants[gpu_step.PACKED]["median_ms"] / variants["triton"]["median_ms"]
             add(
                 chip,

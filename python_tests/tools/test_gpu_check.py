@@ -39,6 +39,7 @@ def device(monkeypatch):
     monkeypatch.setattr(gpu, "floor_ms", lambda inputs: {"bytes": 0.5, "products": 0.2})
     monkeypatch.setattr(gpu, "bytes_ms", lambda count: 0.5)
     monkeypatch.setattr(gpu_profile, "profiled", lambda call: {"host_ms": 0.25})
+    monkeypatch.setattr(gpu_profile, "host_ms", lambda call: 0.25)
     monkeypatch.setattr(gpu, "captured", lambda call: call)
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
 
