@@ -134,22 +134,16 @@ def again(backends: list[str], option: str) -> list[str]:
     return [sys.executable, str(Path(__file__).resolve()), "--no-build", "--backends", *backends, option]
 
 
-def compilations(parts: list[str], names: list[str]) -> list[str]:
-    """What is to be compiled before it is timed, as --compile takes it."""
-    found = list(names) if "timings" in parts else []
-    found += [f"step {name}" for name in ("fp32", "tf32", "bf16 autocast")] if "step" in parts else []
-    return found + [part for part in ("dice", "sparse") if part in parts]
-
-
 def prepare(parts: list[str], names: list[str], backends: list[str], deadline: float) -> dict[str, Any]:
     """Everything that is not timed, side by side."""
+    from din_kernels.benchmarking import gpu_parts
+
     tests = Background(*gpu_tests()) if "tests" in parts else None
     tools = sanitizers(backends) if "tests" in parts else {}
     checks = {tool: Background(*command, **UNCACHED) for tool, command in tools.items()}
     script = again(backends, "--compile")
-    compiled = {
-        name: Background(*script, name, TORCHINDUCTOR_COMPILE_THREADS="1") for name in compilations(parts, names)
-    }
+    todo = gpu_parts.compilations(parts, names)
+    compiled = {name: Background(*script, name, TORCHINDUCTOR_COMPILE_THREADS="1") for name in todo}
     result: dict[str, Any] = {"compiled before": {name: each.result(deadline) for name, each in compiled.items()}}
     if tests is None:
         return result
@@ -207,81 +201,28 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def compile_one(name: str, backends: list[str]) -> None:
-    """Runs what `compilations` names once."""
-    from din_kernels.benchmarking import gpu, gpu_dice, gpu_step
-    from din_kernels.benchmarking.shapes import SHAPES
-
-    if name == "dice":
-        gpu_dice.compile_all(backends)
-    elif name == "sparse":
-        for step in gpu.sparse_steps(backends).values():
-            step()
-    elif name.startswith("step "):
-        gpu_step.compile_all(backends, name.removeprefix("step "))
-    else:
-        gpu.compile_all(SHAPES[name], backends)
-
-
-def run_once(name: str, backends: list[str]) -> None:
-    """Forward and backward of ours."""
-    import torch
-
-    from din_kernels.benchmarking import gpu, gpu_dice
-    from din_kernels.benchmarking.shapes import SHAPES, inputs_of
-
-    if name == "dice":
-        made = gpu_dice.variants(gpu_dice.SHAPES[0], torch.bfloat16, backends)
-        calls = [made[backend] for backend in backends]
-    else:
-        variants = gpu.variants(gpu.on_gpu(inputs_of(SHAPES[name])), backends)
-        calls = [call for backend in backends for call in variants[backend]]
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-
-
 def time_parts(
     options: argparse.Namespace, names: list[str], backends: list[str], deadline: float, record: Any
-) -> None:
-    """What is timed, one after the other."""
+) -> dict[str, str]:
+    """What is timed, one part after the other; why parts ended early, by part."""
     from din_kernels import files
-    from din_kernels.benchmarking import gpu, gpu_dice, gpu_step
-    from din_kernels.benchmarking.shapes import SHAPES, ShapeUnavailable
+    from din_kernels.benchmarking import gpu, gpu_parts
 
-    def say(what: str, found: Any) -> None:
-        print(what, files.json_text(found)[:3000], flush=True)
-
-    def late() -> bool:
-        return time.monotonic() > deadline
-
-    for name in names if "timings" in options.parts else ():
+    failed = {}
+    for part in PARTS[1:]:
+        if part not in options.parts:
+            continue
         try:
-            found = {"skipped": "no time left"} if late() else gpu.benchmark(SHAPES[name], deadline, backends)
-        except ShapeUnavailable as reason:
-            found = {"skipped": str(reason)}
-        record.keep("timings", rows=[{"shape": name, **found}])
-        say(name, found)
-    for part, rows in (("step", gpu_step.benchmark), ("dice", gpu_dice.benchmark)):
-        for row in rows(deadline, backends) if part in options.parts else ():
-            record.keep(part, **{part: [row]})
-            say(part, row)
-    if "sparse" in options.parts:
-        for key, table in (("sparse step", gpu.TABLE), ("sparse step, large", gpu.LARGE_TABLE)):
-            found = {"skipped": "no time left"} if late() else gpu.sparse(backends, table)
-            record.keep("sparse", **{key: found})
-            say(key, found)
-    if "counters" in options.parts:
-        found = count(names, backends, deadline)
-        record.keep("counters", counters=found)
-        say("counters", found)
-    if "search" in options.parts:
-        from din_kernels.benchmarking import gpu_search
-
-        for row in gpu_search.search(deadline, gpu_search.candidates(options.candidates)):
-            found = [*(record.result.get("search", []) if row["number"] else []), row]
-            record.keep("search", search=found)
-            say("search", row)
+            if part == "counters":
+                found: Any = [{"counters": count(names, backends, deadline)}]
+            else:
+                found = gpu_parts.results(part, names, backends, deadline, options.candidates)
+            for each in found:
+                record.keep(part, **each)
+                print(files.json_text(each)[:1500], flush=True)
+        except Exception as error:  # one part's must not hide the others
+            failed[part] = gpu.reason_of(error)
+    return failed
 
 
 def count(names: list[str], backends: list[str], deadline: float) -> dict[str, Any]:
@@ -296,12 +237,19 @@ def count(names: list[str], backends: list[str], deadline: float) -> dict[str, A
         once = [*again(backends, "--once"), name]
         done = Background(*gpu_counters.ncu_command(ncu, once)).result(deadline, keep_all=True)
         rows = gpu_counters.counted("\n".join(done.pop("all")))
-        found[name] = (
-            rows
-            if rows
-            else {"skipped": done.get("skipped", "ncu gave no table"), "output": done.get("output", [])[-15:]}
-        )
+        why = {"skipped": done.get("skipped", "ncu gave no table"), "output": done.get("output", [])[-15:]}
+        found[name] = rows or why
     return found
+
+
+def show(result: dict[str, Any], parts: list[str]) -> None:
+    """Prints the tables of the parts that ran."""
+    from din_kernels.benchmarking import gpu_tables
+
+    for part, table in gpu_tables.OF_PARTS.items():
+        if part in parts:
+            heads, rows = table([result])
+            print(f"\n{part}", *(" | ".join(row) for row in (heads, *rows)), sep="\n", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -340,11 +288,11 @@ def main(arguments: list[str] | None = None) -> int:
             f"time {', '.join(names)}; not available: {files.json_text(reasons)}"
         )
         return 0
-    if options.compile:
-        compile_one(options.compile, backends)
-        return 0
-    if options.once:
-        run_once(options.once, backends)
+    if within:
+        from din_kernels.benchmarking import gpu_parts
+
+        run = gpu_parts.compile_one if options.compile else gpu_parts.run_once
+        run(within, backends)
         return 0
     import triton
 
@@ -360,8 +308,10 @@ def main(arguments: list[str] | None = None) -> int:
     found = prepare(options.parts, names, backends, began + options.seconds * (PREPARED if timed else 1))
     record.keep("tests" if "tests" in options.parts else None, **found)
     print(files.json_text(found, indent=1)[:6000], flush=True)
-    time_parts(options, names, backends, began + options.seconds, record)
-    failed = wrong(record.result, options.parts, backends)
+    ended = time_parts(options, names, backends, began + options.seconds, record)
+    failed = [f"{part}: {reason}" for part, reason in ended.items()]
+    failed += wrong(record.result, options.parts, backends)
+    show(record.result, options.parts)
     print(f"wrote {record.path} after {record.result['seconds']} s", *(f"FAILED: {each}" for each in failed), sep="\n")
     return 1 if failed else 0
 

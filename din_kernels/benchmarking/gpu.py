@@ -201,8 +201,8 @@ def benchmark(shape: Shape, deadline: float, backends: Sequence[str]) -> dict[st
     for name, (forward, both) in runs.items():
         for what, call in (("forward", forward), ("both", both)):
             if time.monotonic() < deadline:
-                own = name in backends  # a profile takes a third of a second
-                more = gpu_profile.profiled(call) if own else {"host_ms": gpu_profile.host_ms(call)}
+                # A profile takes a third of a second: ours alone.
+                more = gpu_profile.profiled(call) if name in backends else {"host_ms": gpu_profile.host_ms(call)}
                 result["variants"][name][what] |= more
     ours = [result["variants"][name] for name in backends if name in result["variants"]]
     if ours:

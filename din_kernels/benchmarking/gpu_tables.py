@@ -177,3 +177,7 @@ def aims(found: Results) -> Table:
             what = "row-wise Adagrad + MBA, over FBGEMM's"
             add(result["machine"]["chip"], what, "1x", f"{fbgemm['ratio']:.2f}x", fbgemm["ratio"] >= 1)
     return ["chip: what", "aim", "reached", "met"], rows
+
+
+# By the part of tools/gpu_check.py that measures them.
+OF_PARTS = {"timings": unit, "step": step, "dice": dice, "sparse": sparse, "counters": counters}

@@ -17,7 +17,16 @@ import torch
 from support.scripts import ROOT, module_of
 
 from din_kernels import backends
-from din_kernels.benchmarking import gpu, gpu_counters, gpu_dice, gpu_profile, gpu_record, gpu_search, gpu_step
+from din_kernels.benchmarking import (
+    gpu,
+    gpu_counters,
+    gpu_dice,
+    gpu_parts,
+    gpu_profile,
+    gpu_record,
+    gpu_search,
+    gpu_step,
+)
 from din_kernels.benchmarking.local_activation import COMPILED, EAGER, FOLDED
 from din_kernels.benchmarking.shapes import Shape, ShapeUnavailable
 
@@ -328,15 +337,27 @@ def test_one_part_runs_alone_and_adds_to_what_is_kept(check, monkeypatch):
     assert run("--parts", "sparse")[0] == 0
 
 
+def test_a_part_that_fails_is_named_and_hides_no_other(check, monkeypatch, capsys):
+    def breaks(*given):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu, "benchmark", breaks)
+    monkeypatch.setattr(gpu_step, "benchmark", breaks)
+    status, result = check[0]()
+    assert status == 1 and result["dice"] == [DICE] and "step" not in result
+    assert {"shape": "real", "skipped": "RuntimeError: out of memory"} in result["rows"]
+    assert "FAILED: step: RuntimeError: out of memory" in capsys.readouterr().out
+
+
 def test_parts_say_what_is_compiled_first_and_how_long_all_takes():
     gpu_check = module_of("tools/gpu_check.py")
-    assert gpu_check.compilations(["dice", "step"], ["real"]) == [
+    assert gpu_parts.compilations(["dice", "step"], ["real"]) == [
         "step fp32",
         "step tf32",
         "step bf16 autocast",
         "dice",
     ]
-    assert gpu_check.compilations(["timings", "tests"], ["real"]) == ["real"]
+    assert gpu_parts.compilations(["timings", "tests"], ["real"]) == ["real"]
     short, full = gpu_check.parse([]), gpu_check.parse(["--full"])
     assert short.seconds < 300 and "search" not in short.parts and full.seconds < 540 and "search" in full.parts
 
