@@ -212,8 +212,12 @@ NOT_MEASURED = "Not measured: `make gpu-check` on a machine with a GPU.\n"
 
 
 def of_part(result: dict[str, Any], part: str) -> dict[str, Any]:
-    """The result with the commit and date of the run that measured this part."""
-    return result | {"machine": result["machine"] | result.get("parts", {}).get(part, {})}
+    """The result with the commits and dates of the runs that measured this part."""
+    own = result.get("parts", {}).get(part, {})
+    rows = [row for row in result.get({"timings": "rows"}.get(part, part), ()) if "variants" in row]
+    if rows:
+        own = {key: ", ".join(dict.fromkeys(row.get(key, own.get(key, "unknown")) for row in rows)) for key in own}
+    return result | {"machine": result["machine"] | own}
 
 
 def filled(text: str, results: list[dict[str, Any]]) -> str:

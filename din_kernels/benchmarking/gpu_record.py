@@ -46,5 +46,6 @@ class Record:
         if part is not None:
             own = {name: self.result["machine"][name] for name in ("commit", "date")}
             new["parts"] = {part: own}
+            new |= {key: [row | own for row in new[key]] for key in ROW_NAMES if key in new}
         self.result = merged(self.result, new) | {"seconds": round(time.monotonic() - self.began, 1)}
         files.write_json(self.path, self.result)
