@@ -100,12 +100,12 @@ def tile_of(
     there = tl.broadcast_to(lanes.used[None, :], [ROWS, lanes.used.shape[0]])
     valid = ()
     if not WHOLE or mask is not None:
-        row = group * REPEAT + down * REPEAT + lanes.row[None, :]
+        row = down * REPEAT + lanes.row[None, :]  # from the first on, so that 32 bits hold it
         if not WHOLE:
-            there = there & (row < rows)
+            there = there & (row < (rows - group * REPEAT).to(tl.int32))
         held = there
         if mask is not None:
-            held = there & (tl.load(mask + row, mask=there, other=0) > 0)
+            held = there & (tl.load(mask + group * REPEAT + row, mask=there, other=0) > 0)
         valid = (held,)
     at = down * (REPEAT * CHANNELS) + lanes.at[None, :]
     return Tile(first, tl.max_contiguous(at, [1, VECTOR]), there, valid)
