@@ -47,10 +47,12 @@ def refuses(request: Request) -> str | None:
     return refuses_tensors(request)
 
 
-def _launch(x: torch.Tensor, kernel: str) -> tuple[Tiling, tuple[int, int]]:
+def _launch(x: torch.Tensor, kernel: str, mask: torch.Tensor | None) -> tuple[Tiling, tuple[int, int]]:
     """Tiles, and the grid of programs that stay on the chip."""
     shape = SHAPES[kernel, x.element_size()]
-    tiles = tiling(x.shape[1], shape.vector, shape.warps, shape.rows)
+    # A mask takes a 64-bit address for each number of a tile: more groups of a tile would spill.
+    rows = shape.rows if mask is None else max(1, shape.rows // 4)
+    tiles = tiling(x.shape[1], shape.vector, shape.warps, rows)
     most = max(1, chips.multiprocessors(x.device) * shape.resident // tiles.blocks)
     return tiles, (min(triton.cdiv(x.shape[0], tiles.rows_of_tile), most), tiles.blocks)
 
@@ -73,7 +75,7 @@ def _parameters(call: DiceCall) -> Parameters:
 
 def _statistics(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Batch mean and biased variance [C] fp32, 0 and 1 where no row is valid, and the number of valid rows."""
-    shape, grid = _launch(x, "statistics")
+    shape, grid = _launch(x, "statistics", mask)
     count = torch.zeros((), dtype=torch.int64, device=x.device)
     mean, var = (torch.empty(x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
     scratch, parts = _scratch(x, shape, grid[0], 3)
@@ -96,7 +98,7 @@ def forward(call: DiceCall) -> DiceResult:
             else:
                 mean, var = call.mean.clone(), call.var.clone()
         if y.numel():
-            shape, grid = _launch(x, "forward")
+            shape, grid = _launch(x, "forward", mask)
             fast = chips.fast_tanh(x.device, x.dtype)
             forward_kernel[grid](
                 x, mask, _parameters(call), mean, var, y, x.shape[0], call.eps, FAST=fast, **shape.options
@@ -113,7 +115,7 @@ def backward(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGradient
     grad_x = torch.empty_like(x)
     if x.numel():
         grad_y = grads.y.contiguous()
-        shape, grid = _launch(x, "sums")
+        shape, grid = _launch(x, "sums", mask)
         through = torch.empty(2, x.shape[1], **none) if call.training else None
         ticket = torch.zeros((), dtype=torch.int64, device=x.device)
         scratch, parts = _scratch(x, shape, grid[0], 4)
@@ -122,6 +124,6 @@ def backward(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGradient
         state = (x, grad_y, mask, given, saved.mean, saved.var)
         with on_device_of(x):
             sums_kernel[grid](*state, ticket, wanted, through, scratch, parts, *size, **shape.options)
-            shape, grid = _launch(x, "backward")
+            shape, grid = _launch(x, "backward", mask)
             backward_kernel[grid](*state, through, grad_x, *size, **shape.options)
     return DiceGradients(grad_x, *sums)
