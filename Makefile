@@ -27,12 +27,13 @@ test-triton: $(BUILT)
 cubins: $(BUILT)
 	$(BIN)/python tools/triton_cubins.py
 
-# On a machine with a GPU: build, GPU tests, benchmarks, one JSON, in under 9 minutes. With $(PYTHON) where its torch
-# sees the GPU, so that no network is needed; else with the virtual environment (TORCH must name a CUDA build then).
+# On a machine with a GPU: build, GPU tests, benchmarks, one JSON, in 5 minutes; CHECK holds options, as `--full` or
+# `--parts dice`. With $(PYTHON) where its torch sees the GPU, so that no network is needed; else with the virtual
+# environment (TORCH must name a CUDA build then).
 gpu-check:
 	if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; \
-	then $(PYTHON) tools/gpu_check.py; \
-	else $(MAKE) build && $(BIN)/python tools/gpu_check.py --no-build; fi
+	then $(PYTHON) tools/gpu_check.py $(CHECK); \
+	else $(MAKE) build && $(BIN)/python tools/gpu_check.py --no-build $(CHECK); fi
 
 # Every test that needs a GPU, with every combination of options; `gpu-check` runs a representative set. With what is
 # installed beside $(PYTHON); pytest-xdist, where it is, spreads the compilations.

@@ -360,6 +360,8 @@ def test_penalty_and_gradient_equal_the_reference(dtype, padding_idx, sparse):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dice_equals_the_reference(dtype, training):
     cases = [(300, 19, False, True), (150, 3, True, False), (7, 83, True, True), (0, 3, False, False)]
+    # One channel, odd widths, whole tiles and a partial one, and more channels than a program has lanes.
+    cases += [(9000, 1, True, False), (3001, 33, False, False), (700, 80, True, True), (9, 9001, True, True)]
     for rows, channels, masked, affine in cases:
         generator = torch.Generator().manual_seed(rows)
         x = (torch.randn(rows, channels, generator=generator) + 0.5).to(dtype)
@@ -392,3 +394,30 @@ def test_dice_of_no_valid_row_is_defined():
             torch.ones(3, 5), torch.zeros(5), training=True, mask=torch.zeros(3, dtype=torch.bool)
         )
     assert (y == 0).all() and (mean == 0).all() and (var == 1).all() and count == 0
+
+
+def test_dice_keeps_a_nan_to_its_channel_and_what_is_masked_out_of_everything():
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.randn(2, 300, 7, generator=generator)
+    x[5, 2], x[9] = torch.nan, torch.inf
+    mask = torch.arange(300) != 9
+    x.requires_grad_(), (alpha := torch.zeros(7, requires_grad=True))
+    with dk.use_backend("triton"):
+        y, mean, var, count = dk.dice(x, alpha, training=True, mask=mask)
+    grads = torch.autograd.grad(y, (x, alpha), grad)
+    assert count == 299 and (y[9] == 0).all() and (grads[0][9] == 0).all()
+    for by_channel in (y[mask].T, grads[0][mask].T, mean, var, grads[1]):
+        nan = by_channel.isnan() if by_channel.dim() == 1 else by_channel.isnan().all(1)
+        assert nan.tolist() == [channel == 2 for channel in range(7)]
+        assert by_channel[~nan].isfinite().all()
+
+
+def test_dice_loses_no_variance_of_a_channel_far_from_zero():
+    x = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 10_000.0])
+    with dk.use_backend("triton"):
+        y, mean, var, _ = dk.dice(x, torch.zeros(2), training=True)
+    exact = x.double()
+    torch.testing.assert_close(mean.double(), exact.mean(0), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(var.double(), exact.var(0, unbiased=False), rtol=1e-5, atol=0)
+    gate = torch.sigmoid((exact - exact.mean(0)) / exact.var(0, unbiased=False).sqrt())
+    torch.testing.assert_close(y.double() / exact, gate, rtol=1e-3, atol=1e-3)
