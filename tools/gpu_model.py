@@ -4,7 +4,7 @@ The time of a launch is the longest of what its parts would take alone, beside L
 
     issue        warp instructions / instructions a cycle, which depend on the resident warps (below)
     special      tanh, exp, reciprocals: 16 lanes a cycle
-    shared       shared memory: 128 bytes a cycle
+    shared       shared memory: 128 bytes a cycle, CONFLICTS times as long
     products     floating-point operations at the chip's rate
     memory       bytes that must come from or go to DRAM, at the rate of a copy
     longest      the program with most work, alone on its multiprocessor with those that start together with it
@@ -13,8 +13,8 @@ The time of a launch is the longest of what its parts would take alone, beside L
 in a share r of the cycles, so a scheduler issues in 1 - (1 - r)^(W / 4) of them. 1 / r is the mean number of cycles
 from one instruction of a warp to its next: the sum of STALLS over its instructions by kind, divided by their number.
 
-STALLS are round numbers fitted to counters of five kernels on an H200 (docs/performance.md has the comparison), so
-predictions rank kernels and show where time goes; they are no measurement.
+STALLS and CONFLICTS are round numbers, chosen by what an H200 took for the kernels of one commit and of a prototype
+(docs/performance.md has the comparison). Predictions rank kernels and show where time goes; they are no measurement.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ CHIPS = {
 SCHEDULERS = 4
 SPECIAL_LANES = 16  # a cycle and multiprocessor
 SHARED_BYTES = 128  # a cycle and multiprocessor
+CONFLICTS = 3  # cycles of shared memory for one of an access without conflicts: fp32 products took 2.9 to 4.6
 LAUNCH = 0.002  # ms, of a kernel in a CUDA graph
 REGISTER_UNIT = 256  # registers are given to a warp in such portions
 SYSTEM_SHARED = 1024  # bytes of shared memory of every block that are the system's
@@ -84,9 +85,18 @@ class Work(NamedTuple):
 
 # Cycles from an instruction of a warp to its next, by kind of the first.
 STALLS = {
-    "float": 4.0, "integer": 4.0, "conversion": 4.0, "branch": 8.0, "special": 6.0, "shuffle": 8.0, "shared": 8.0,
-    "global": 20.0, "local": 20.0, "barrier": 20.0, "tensor": 20.0,
-}  # fmt: skip
+    "float": 4.0,
+    "integer": 4.0,
+    "conversion": 4.0,
+    "branch": 8.0,
+    "special": 6.0,
+    "shuffle": 8.0,
+    "shared": 8.0,
+    "global": 20.0,
+    "local": 20.0,
+    "barrier": 20.0,
+    "tensor": 20.0,
+}
 
 
 def instructions_per_cycle(instructions: Mapping[str, float], warps: float) -> float:
@@ -114,7 +124,7 @@ def times(chip: Chip, work: Work) -> dict[str, float]:
     return {
         "issue": total / busy / rate / per_ms,
         "special": work.instructions.get("special", 0) * 32 / SPECIAL_LANES / busy / per_ms,
-        "shared": work.shared_bytes / SHARED_BYTES / busy / per_ms,
+        "shared": work.shared_bytes / SHARED_BYTES * CONFLICTS / busy / per_ms,
         "products": product_cycles / busy / per_ms,
         "memory": work.memory / (chip.terabytes * 1e9),
         "longest": of_program * work.longest / alone / per_ms,

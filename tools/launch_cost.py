@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import triton_cubins
 from gpu_model import Work
+from loop_matching import matched, shown
 
 
 class Launch(NamedTuple):
@@ -123,47 +124,7 @@ def _executed(name: str, code: machine_code.Code, trips: loop_trips.Trips) -> It
     if pairs is None:
         raise ValueError(
             f"{name}: the loops of the machine code, {shown(code.loops)}, must be those of its source, "
-            f"{shown(trips.loops)}; tools/launch_cost.py:matched says what is understood"
+            f"{shown(trips.loops)}; tools/loop_matching.py says what is understood"
         )
     for loop, runs, depth in pairs:
         yield loop.own, depth, runs
-
-
-Pairs = list[tuple[machine_code.Loop, np.ndarray, int]]
-
-
-def matched(loops: list[machine_code.Loop], source: list[loop_trips.SourceLoop], depth: int = 1) -> Pairs | None:
-    """(loop of the machine code, its trips, loops around its body), or None where the two do not match.
-
-    Loops that wait for a barrier have no counterpart. An innermost loop of the source may be unrolled, which leaves a
-    loop of several steps and one for the rest; or wholly, where it has few steps, always as many.
-    """
-    loops = [loop for loop in loops if not loop.waits]
-    if not source:
-        return [] if not loops else None
-    first, rest = source[0], source[1:]
-    for taken in (1, 2, 0):
-        own, pairs = loops[:taken], None
-        if taken == 1 and own:
-            inner = matched(own[0].inner, first.inner, depth + 1)
-            pairs = None if inner is None else [(own[0], first.trips, depth), *inner]
-        elif taken == 2 and len(own) == 2 and not any(loop.inner for loop in (first, *own)):
-            steps = max(1, round(accesses(own[0]) / max(accesses(own[1]), 1)))
-            pairs = [(own[0], first.trips // steps, depth), (own[1], first.trips % steps, depth)]
-        elif taken == 0 and not first.inner and len(set(first.trips.tolist())) <= 1 and first.trips.max() <= 16:
-            pairs = []
-        after = None if pairs is None else matched(loops[taken:], rest, depth)
-        if after is not None:
-            return [*pairs, *after]
-    return None
-
-
-def accesses(loop: machine_code.Loop) -> int:
-    """Loads and stores of a loop."""
-    kinds = machine_code.kinds_of(loop.blocks)
-    return kinds["global"] + kinds["shared"]
-
-
-def shown(loops: list[Any]) -> str:
-    """Loops as nested brackets."""
-    return "[" + " ".join(shown(loop.inner) for loop in loops if not getattr(loop, "waits", False)) + "]"

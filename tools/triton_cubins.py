@@ -24,6 +24,7 @@ os.environ["TRITON_INTERPRET"] = "0"
 import machine_code
 import torch
 import triton
+from gpu_model import CHIPS
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -48,21 +49,6 @@ from din_kernels.backends.triton.local_activation import memory
 from din_kernels.backends.triton.local_activation.plan import refuses_sizes
 from din_kernels.options import ACTIVATIONS, RULES, feature_width
 
-
-class Chip(NamedTuple):
-    """What the launches ask of a chip."""
-
-    capability: int
-    multiprocessors: int
-    shared_memory: int  # bytes that a program may have
-
-
-CHIPS = {
-    "sm_80": Chip(80, 108, 166912),
-    "sm_89": Chip(89, 128, 101376),
-    "sm_90": Chip(90, 132, 232448),
-    "sm_100": Chip(100, 148, 232448),
-}
 TENSOR_MEMORY = 512  # columns of a multiprocessor of sm_100
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, SUMMARY = DOCS / "results" / "triton_cubins.md", DOCS / "performance.md"
@@ -135,7 +121,12 @@ def bound_of(launch: dict[str, Any], args: tuple, backward: bool) -> int:
 def offline(chip: str, launch: Callable[..., Any]) -> Iterator[None]:
     """Within, launch(run, kernel, args, options) takes the place of every launch, as for the chip."""
     run = JITFunction.run
-    properties = CHIPS[chip]._asdict() | {"chip": chip}
+    limits = CHIPS[chip]
+    properties = {
+        "chip": chip,
+        "multiprocessors": limits.multiprocessors,
+        "shared_memory": limits.shared_per_block,
+    }
     with contextlib.ExitStack() as stack:
         for name in ("chip", "multiprocessors", "shared_memory"):
             stack.enter_context(mock.patch.object(chips, name, lambda device, name=name: properties[name]))
@@ -358,7 +349,7 @@ def main() -> int:
                 rows.append(row)
                 if row["spills"] and "backward" not in kernel_name:
                     wrong.append(f"{chip}, {name}: {kernel_name} has {row['spills']} spills")
-                most = min(CHIPS[chip].shared_memory, bound or CHIPS[chip].shared_memory)
+                most = min(CHIPS[chip].shared_per_block, bound or CHIPS[chip].shared_per_block)
                 if row["shared"] > most:
                     wrong.append(f"{chip}, {name}: {kernel_name} takes {row['shared']} bytes of {most}")
                 if kernel.metadata.tmem_size > TENSOR_MEMORY:
