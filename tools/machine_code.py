@@ -7,8 +7,9 @@
     0x7ea0  +---- BRA 0xc80
     0x7eb0  EXIT
 
-Only what can run in ordinary operation is in a loop: a block that is reached by BRA.DIV alone (a warp that diverged
-where none is expected) or that lies behind a conditional CALL (the slow path of a division) is `rare`.
+Only what runs in ordinary operation is in a loop. What is reached by BRA.DIV alone (a warp that diverged where none is
+expected) or by a CALL that returns (the slow path of a division) is `rare`. On sm_80 a far jump is a CALL to code that
+never returns.
 """
 
 from __future__ import annotations
@@ -40,14 +41,13 @@ class Instruction(NamedTuple):
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes that a warp moves from or to shared memory."""
+        """Bytes that a warp moves from or to shared memory; less than 4 of a thread take as long as 4."""
         if self.kind != "shared":
             return 0
+        wide = re.search(r"\.(\d+)$", self.name)  # bits of a thread, or 8 x 8 matrices of 2 bytes: 128 bytes each
         if self.name.startswith(("LDSM", "STSM")):
-            return 128 * int(
-                (re.search(r"\.([124])\b", self.name) or ["", "1"])[1]
-            )  # so many 8 x 8 matrices of 2 bytes
-        return 32 * int((re.search(r"\.(64|128)\b", self.name) or ["", "32"])[1]) // 8
+            return 128 * int(wide[1] if wide else 1)
+        return 4 * max(32, int(wide[1] if wide else 32))
 
 
 # Kind: what the names of its instructions match. The first that matches counts; the rest are integer arithmetic, moves
@@ -81,7 +81,7 @@ class Block:
 
     instructions: list[Instruction]
     next: list[Block] = field(default_factory=list, repr=False)
-    rare: bool = True  # until a way there is found
+    rare: bool = False
 
     @property
     def address(self) -> int:
@@ -144,9 +144,10 @@ def parsed(name: str, listing: str) -> Code:
     if not code:
         raise ValueError(f"{name}: the listing must hold instructions as cuobjdump prints them, got none")
     blocks = _blocks(code)
-    entry = blocks[0]
-    _mark(entry)
-    dominators = _dominators(entry, [block for block in blocks if not block.rare])
+    usual = _reached(blocks[0])
+    for block in blocks:
+        block.rare = block not in usual
+    dominators = _dominators(blocks[0], [block for block in blocks if not block.rare])
     return Code(name, blocks, _nested(_natural_loops(dominators)))
 
 
@@ -155,7 +156,7 @@ def _ends(instruction: Instruction) -> bool:
 
 
 def _blocks(code: list[Instruction]) -> list[Block]:
-    """Basic blocks in order, with edges. A call goes on behind itself, since it returns."""
+    """Basic blocks in order, with edges. A call goes on behind itself where it returns."""
     starts = {code[0].address} | {each.target for each in code if _ends(each)}
     starts |= {after.address for each, after in zip(code, code[1:], strict=False) if _ends(each)}
     blocks: list[Block] = []
@@ -164,6 +165,7 @@ def _blocks(code: list[Instruction]) -> list[Block]:
             blocks.append(Block([]))
         blocks[-1].instructions.append(each)
     by_address = {block.address: block for block in blocks}
+    calls = []
     for block, after in zip(blocks, [*blocks[1:], None], strict=True):
         last = block.instructions[-1]
         root = last.name.split(".")[0]
@@ -171,21 +173,28 @@ def _blocks(code: list[Instruction]) -> list[Block]:
         # BRA.U UP0 and BRA P1 carry their condition as an operand.
         conditional = last.guard not in ("", "PT", "UPT") or re.match(r"!?U?P\d", last.operands) is not None
         falls_through = not (jumps or root in ("EXIT", "RET", "BRX", "JMX")) or conditional
-        if jumps and last.target in by_address:
-            block.next.append(by_address[last.target])
+        target = by_address.get(last.target)
+        if jumps and target is not None:
+            block.next.append(target)
+        if root == "CALL" and target is not None:
+            calls.append((block, target, conditional))
         if falls_through and after is not None and after not in block.next:
             block.next.append(after)
+    for block, target, conditional in calls:
+        if not any(each.instructions[-1].name.startswith("RET") for each in _reached(target)):
+            block.next = [target, *block.next] if conditional else [target]
     return blocks
 
 
-def _mark(entry: Block) -> None:
-    """Clears `rare` of what can be reached without the slow path of a division."""
-    waiting = [entry]
+def _reached(start: Block) -> set[Block]:
+    """The blocks to which a way leads from `start`, itself included."""
+    found, waiting = set(), [start]
     while waiting:
         block = waiting.pop()
-        if block.rare:
-            block.rare = False
+        if block not in found:
+            found.add(block)
             waiting += block.next
+    return found
 
 
 def _dominators(entry: Block, blocks: list[Block]) -> dict[Block, set[Block]]:
