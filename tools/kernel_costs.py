@@ -95,6 +95,14 @@ CALLS: dict[str, Callable[[], Call]] = {
     name: lambda shape=shape, changes=changes: unit(shape, changes) for name, (shape, changes) in UNITS.items()
 }
 CALLS |= {"Dice": lambda: dice(torch.bfloat16), "Dice, fp32": lambda: dice(torch.float32)}
+CHECKED = (
+    "gpu_train",
+    "uniform100",
+    "industrial",
+    "serving",
+    "long",
+    "Dice",
+)  # by default; the rest takes as long again
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -186,10 +194,13 @@ def main() -> int:
     parser.add_argument(
         "--chips", nargs="+", choices=gpu_model.CHIPS, metavar="chip", help=f"default: {' '.join(CHIPS)}"
     )
-    parser.add_argument("--calls", nargs="+", choices=CALLS, metavar="name", help=f"default: all of {', '.join(CALLS)}")
+    parser.add_argument(
+        "--calls", nargs="+", choices=CALLS, metavar="name", help=f"default: all, with --check {', '.join(CHECKED)}"
+    )
     parser.add_argument("--check", action="store_true", help="compare with the kept table and write nothing")
     options = parser.parse_args()
-    rows, wrong = counted(options.chips or list(CHIPS), options.calls or list(CALLS))
+    names = options.calls or (CHECKED if options.check else CALLS)
+    rows, wrong = counted(options.chips or list(CHIPS), list(names))
     if options.check:
         if not TABLE.exists():
             wrong.append(f"{TABLE} must hold the kept table, and does not exist: {REMAKE}")
