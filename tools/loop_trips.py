@@ -62,6 +62,12 @@ class Pointer(NamedTuple):
         flat = self.tensor.as_strided((self._reach,), (1,)).numpy()
         offset = np.asarray(self.offset)
         inside = np.broadcast_to(True if mask is None else np.asarray(mask, bool), offset.shape)
+        asked = offset[inside]
+        if asked.size and not 0 <= asked.min() <= asked.max() < len(flat):
+            raise ValueError(
+                f"a loop's bound must depend on what is in the arguments; it is read at {asked.min()} to {asked.max()} "
+                f"of {len(flat)} entries, an address that another kernel would have made"
+            )
         values = flat[np.where(inside, offset, 0)]
         return np.where(inside, values, 0 if other is None else other)
 

@@ -61,7 +61,7 @@ def parse(ir: str) -> Region:
         elif line.startswith("^bb") or line.startswith("} do {") or line.startswith("} else {"):
             if line.startswith("}"):
                 _next_region(open_regions)
-            else:
+            elif len(open_regions) > 1:  # blocks of the function itself are those behind an early return
                 open_regions[-1].arguments = re.findall(r"(%[\w.$-]+):", line)
         elif line.startswith("}"):
             if len(open_regions) > 1:

@@ -235,6 +235,16 @@ def test_a_bound_that_cannot_be_evaluated_is_named():
         loop_trips.trips(WHILE, (1,), {"n": 9, "m": 1})
 
 
+def test_an_early_return_leaves_the_loops_behind_it():
+    early = WHILE.replace("scf.if %0", "cf.cond_br %0, ^bb1, ^bb2\n    ^bb1:\n    tt.return\n    ^bb2:\n    scf.if %0")
+    assert [loop.trips.tolist() for loop in loop_trips.trips(early, (1,), {"n": 10}).loops] == [[3]]
+
+
+def test_an_address_that_no_argument_explains_is_refused():
+    with pytest.raises(ValueError, match="is read at .* of 3 entries"):
+        loop_trips.trips(IR, (1,), arguments() | {"length": torch.tensor(LENGTHS[:3])})
+
+
 def test_products_are_counted_by_their_loops():
     line = "%d = tt.dot %a, %b, %c : tensor<64x32xbf16, #x> * tensor<32x16xbf16, #y> -> tensor<64x16xf32, #z>"
     found = loop_trips.trips(WHILE.replace("%3 = arith.subi", f"{line}\n        %3 = arith.subi"), (1,), {"n": 10})
@@ -276,6 +286,7 @@ def test_an_unrolled_loop_takes_several_steps_at_once():
         ("sm_90", 244, 44_800, 4, 2),  # 7,936 a warp: 2 in each quarter
         ("sm_90", 128, 44_800, 4, 4),
         ("sm_90", 168, 0, 4, 3),
+        ("sm_90", 144, 0, 2, 6),  # 14 warps would fit all registers, 3 do in each quarter
         ("sm_90", 32, 0, 1, 32),  # blocks
         ("sm_90", 32, 0, 4, 16),  # warps
         ("sm_89", 32, 0, 4, 12),
