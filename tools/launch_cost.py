@@ -45,7 +45,7 @@ def launches(chip: str, call: Callable[[], Any]) -> list[Launch]:
         arguments: dict[str, Any] = {}
         for param in kernel.params:
             if not param.is_constexpr:
-                leaves = _leaves(param.name, given[param.name])
+                leaves = _leaves(param.name, given.get(param.name, param.default))
                 # An integer 1 is a constant of the compiled kernel, unless it must not be.
                 fixed = () if param.do_not_specialize else (1,)
                 arguments |= {name: value for name, value in leaves if not (type(value) is int and value in fixed)}
