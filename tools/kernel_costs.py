@@ -7,10 +7,12 @@
 A call of the backend is made with tensors of the full size whose contents nobody reads, the lengths of the histories
 excepted. Each launch is compiled for the chip and not run. Then
 
-    machine_code.py   finds the instructions and the loops of its machine code;
-    loop_trips.py     evaluates the bounds of these loops in Triton's IR, from grid and lengths: how often each runs;
-    launch_cost.py    multiplies the two: warp instructions by kind;
-    gpu_model.py      knows how many warps a multiprocessor holds, and makes a time of all that.
+    machine_code.py    finds the instructions and the loops of its machine code;
+    loop_trips.py      evaluates the bounds of these loops in Triton's IR (triton_ir.py), from grid and lengths;
+    loop_matching.py   says which loop of the one is which of the other;
+    launch_cost.py     multiplies: instructions by kind, times the trips of their loops;
+    gpu_model.py       knows how many warps a multiprocessor holds, and makes a time of all that;
+    cost_table.py      prints the rows, and compares them with those that are kept.
 
 A *thread instruction a pair* is 32 x warp instructions / (candidate, behaviour) pairs, for Dice / rows. torch's own
 operators (products of the queries, fills, sums of small tensors) are not counted. Counts depend on Triton's version,
