@@ -193,7 +193,9 @@ def checked(chips: list[str], names: list[str]) -> list[str]:
     if wrong := faults(kept, [], triton.__version__):
         return wrong  # another version: known before anything is compiled
     rows, wrong = counted(chips, names)
-    return wrong + faults(kept, rows, triton.__version__)
+    wrong += faults(kept, rows, triton.__version__)
+    print(f"{len(rows)} kernels of {', '.join(names)} on {', '.join(chips)}: {len(wrong)} not as in the kept table")
+    return wrong
 
 
 def write(rows: list[dict[str, Any]]) -> None:
