@@ -11,7 +11,7 @@ NATIVE := setup.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATTED := $(filter %.cpp %.cu %.cuh %.h,$(NATIVE))
 
 .PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized test-cpu-sanitized test-cpu-threads test-gpu gpu-check lint format docs bench
-.PHONY: build clean
+.PHONY: build clean kernel-costs kernel-costs-check
 
 demo: $(BUILT)
 	$(BIN)/din-kernels demo $(if $(DATA),--data $(DATA))
@@ -26,6 +26,14 @@ test-triton: $(BUILT)
 # Every Triton kernel compiled for sm_80, sm_89, sm_90 and sm_100, no GPU needed; writes docs/results/triton_cubins.md.
 cubins: $(BUILT)
 	$(BIN)/python tools/triton_cubins.py
+
+# Instructions and predicted time of every Triton kernel at the house shapes, no GPU needed; writes
+# docs/results/kernel_costs.md and .json. The check, which .ci/run makes, fails where a count rose by more than 5 %.
+kernel-costs: $(BUILT)
+	$(BIN)/python tools/kernel_costs.py
+
+kernel-costs-check: $(BUILT)
+	$(BIN)/python tools/kernel_costs.py --check
 
 # On a machine with a GPU: build, GPU tests, benchmarks, one JSON, in 5 minutes; CHECK holds options, as `--full` or
 # `--parts dice`. With $(PYTHON) where its torch sees the GPU, so that no network is needed; else with the virtual
