@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 
 from din_kernels import backends, checks, options
-from din_kernels.backends.calls import LocalActivationCall, LocalActivationResult
+from din_kernels.backends.calls import LocalActivationCall
 from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged, Padded
-from din_kernels.ops.local_activation import registration  # noqa: F401  registers the op
+from din_kernels.ops.direct import run
 from din_kernels.ops.local_activation.checks import Layers, check_layers, check_options, check_rows
 from din_kernels.ops.local_activation.histories import (
     Rows,
@@ -23,6 +23,7 @@ from din_kernels.ops.local_activation.histories import (
     source_of,
     weights_in_layout,
 )
+from din_kernels.ops.local_activation.registration import OP
 
 
 class Attended(NamedTuple):
@@ -153,7 +154,7 @@ def _by_kernels(call: LocalActivationCall, layers: Layers, query, history, backe
         eps=[float(layer["eps"]) for layer in layers.params if options.ACTIVATIONS[call.activation].statistics],
         sparse_grad=gathers == {True},
     )
-    result = LocalActivationResult(*torch.ops.din_kernels.local_activation(*call, backend))
+    result = run(OP, call, backend)
     statistics: list = [None] * len(layers.params)
     if call.dice_training:
         count = (call.length if call.query_to_user is None else call.length[call.query_to_user]).sum()
