@@ -108,6 +108,7 @@ def _block_in_force() -> _Block | None:
     return block
 
 
+@functools.cache
 def _package(name: str):
     try:
         return importlib.import_module(f"din_kernels.backends.{name}")
@@ -138,6 +139,7 @@ def remark(name: str) -> str | None:
     return getattr(_package(name), "REMARK", None)
 
 
+@functools.cache
 def module(name: str, op: str):
     """The backend's module of the op, or None where it has none."""
     try:
@@ -166,16 +168,17 @@ def select(request: Request) -> str:
         BackendError: the backend forced by `use_backend` or DIN_KERNELS_BACKEND cannot serve it.
         ValueError: DIN_KERNELS_BACKEND names no backend.
     """
-    options, transform = request.options, _transform()
+    if torch.compiler.is_compiling():
+        return _selected_while_tracing(request.op, request.device, request.dtype, tuple(request.options.items()))
+    transform = _transform()
     if transform is not None:
-        options = options | {"beyond_kernels": f"its kernels have no derivative for {transform}"}
-    return _selected(request.op, request.device, request.dtype, tuple(options.items()))
+        beyond = {"beyond_kernels": f"its kernels have no derivative for {transform}"}
+        request = Request(request.op, request.device, request.dtype, request.options | beyond)
+    return _selected(request)
 
 
 def _transform() -> str | None:
     """The transform in force that only the reference follows; torch.func.vmap is answered by the ops themselves."""
-    if torch.compiler.is_compiling():
-        return None
     if forward_ad._current_level >= 0:
         return "forward-mode AD (torch.func.jvp, torch.autograd.forward_ad)"
     innermost = torch._C._functorch.peek_interpreter_stack()
@@ -185,11 +188,18 @@ def _transform() -> str | None:
 
 
 @torch.compiler.assume_constant_result  # torch.compile traces no ContextVar and no import
-def _selected(op: str, device: str, dtype: torch.dtype, asked: tuple[tuple[str, Any], ...]) -> str:
-    request = Request(op, device, dtype, dict(asked))
-    block = _block_in_force() or _Block(config.forced_backend(), OPS)
-    forced = block.name
-    if forced is not None and op in block.ops:
+def _selected_while_tracing(op: str, device: str, dtype: torch.dtype, asked: tuple[tuple[str, Any], ...]) -> str:
+    return _selected(Request(op, device, dtype, dict(asked)))
+
+
+def _selected(request: Request) -> str:
+    op, device = request.op, request.device
+    block = _block_in_force()
+    if block is None:
+        forced, ops = config.forced_backend(), OPS
+    else:
+        forced, ops = block.name, block.ops
+    if forced is not None and op in ops:
         if forced not in NAMES:
             raise ValueError(f"DIN_KERNELS_BACKEND must be one of {', '.join(map(repr, NAMES))}, got {forced!r}")
         reason = refuses(forced, request)

@@ -26,7 +26,7 @@ from din_kernels.options import ACTIVATIONS, RULES
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """In which kernels compute on rows of `dtype`: fp32 for bf16 and fp16."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float32 if dtype == torch.float32 else torch.promote_types(dtype, torch.float32)
 
 
 # --- local_activation -------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from din_kernels.ops.registration import Given, Op, prepare
 from din_kernels.ops.saving import kept
 
 _CLASSES = (torch.Tensor, torch.nn.Parameter)
+_C = torch._C
+_dispatch_keys = torch._C._dispatch_keys
 
 
 def run(op: Op, call, backend: str):
@@ -29,7 +31,7 @@ def run(op: Op, call, backend: str):
     if op.gradient is not None and torch.is_grad_enabled():
         learned = _flat(op.gradient.learned, call)
         if any([each.requires_grad for each in learned]):
-            return op.result(*_function(op).apply(call, backend, *learned))
+            return op.named(_function(op).apply(call, backend, *learned))
     return op.forward(call, backend)
 
 
@@ -51,7 +53,7 @@ def straight(tensors: Iterable[torch.Tensor | None]) -> bool:
         return False
     for tensor in tensors:
         if tensor is not None:
-            keys = torch._C._dispatch_keys(tensor).raw_repr()
+            keys = _dispatch_keys(tensor).raw_repr()
             if type(tensor) not in _CLASSES or (keys not in _plain_keys and not _is_plain(keys, tensor)):
                 return False
     return True
@@ -59,13 +61,17 @@ def straight(tensors: Iterable[torch.Tensor | None]) -> bool:
 
 def watched() -> bool:
     """Whether a mode, a transform or a trace other than torch.compile's looks at the calls of ops."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+    if _C._len_torch_dispatch_stack() or _C._are_functorch_transforms_active():
         return True
-    if torch._C._get_tracing_state() is not None or forward_ad._current_level >= 0:
+    if _C._get_tracing_state() is not None or forward_ad._current_level >= 0:
         return True
-    # A default device (torch.device as a context) looks at factories alone, and backends name the device of theirs.
-    modes = range(torch._C._len_torch_function_stack())
-    return any(type(torch._C._get_function_stack_at(at)) is not DeviceContext for at in modes)
+    modes = _C._len_torch_function_stack()
+    return modes > 0 and not all(_is_default_device(_C._get_function_stack_at(at)) for at in range(modes))
+
+
+def _is_default_device(mode) -> bool:
+    """Whether a mode is torch.device as a context: it looks at factories alone, and backends name the device."""
+    return type(mode) is DeviceContext
 
 
 # Dispatch keys of tensors whose memory holds their numbers, one after the other at strides, and which autograd at most
@@ -122,7 +128,7 @@ def _function(op: Op) -> type[torch.autograd.Function]:
 
     def forward(ctx, call, backend, *_learned):
         result = op.forward(call, backend)
-        prepare(ctx, op, call, result, backend)
+        prepare(ctx, gradient, call, result, backend)
         return tuple(result)
 
     def backward(ctx, *incoming):
@@ -131,7 +137,7 @@ def _function(op: Op) -> type[torch.autograd.Function]:
         alone = not torch.is_grad_enabled() and straight([*_tensors(call), *_tensors(saved), *incoming])
         by = op.backward if alone else op.backward_by_torch
         needed = _nested(gradient.learned, call, ctx.needs_input_grad[2:])
-        given = Given(call, saved, op.result(*incoming), needed, ctx.note)
+        given = Given(call, saved, op.named(incoming), needed, ctx.note)
         found = gradient.formula(given, lambda grads: by(call, saved, grads, ctx.backend))
         return None, None, *_flat(gradient.learned, call, found)
 

@@ -56,10 +56,13 @@ class Op:
     fake: Callable[[Any], Any]  # results of a call, without values
     gradient: Gradient | None = None
 
+    def named(self, results):
+        """Results of the op by name."""
+        return results if self.result is None else self.result(*results)
+
     def forward_by_torch(self, call, backend: str):
         """The op's results, by the op that torch knows."""
-        found = getattr(torch.ops.din_kernels, self.name)(*call, backend)
-        return found if self.result is None else self.result(*found)
+        return self.named(getattr(torch.ops.din_kernels, self.name)(*call, backend))
 
     def forward(self, call, backend: str):
         """The op's results, by the backend itself."""
@@ -91,9 +94,8 @@ def _backward(op: str, call, saved, grads, backend: str):
         return kernels.backward(call, saved, grads)
 
 
-def prepare(ctx, op: Op, call, result, backend: str) -> None:
+def prepare(ctx, gradient: Gradient, call, result, backend: str) -> None:
     """Leaves on an autograd context what the formula takes from it."""
-    gradient = op.gradient
     ctx.backend, ctx.note = backend, gradient.note(call)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*[getattr(result, field) for field in gradient.constant])
@@ -127,16 +129,17 @@ def _register_backward(op: Op, gradient: Gradient, name: str) -> None:
         )
 
     def backward(*arguments):
-        return op.backward(*parts(arguments), arguments[-1])
+        call, saved, grads = parts(arguments)
+        return op.backward(call, saved, grads, arguments[-1])
 
     def setup_context(ctx, inputs, output):
-        prepare(ctx, op, op.call(*inputs[:-1]), op.result(*output), inputs[-1])
+        prepare(ctx, gradient, op.call(*inputs[:-1]), op.named(output), inputs[-1])
 
     def formula(ctx, *incoming):
         call, saved = kept(ctx)
         asked = op.call(*ctx.needs_input_grad[:-1])
         needed = {field: getattr(asked, field) for field in gradient.learned}
-        given = Given(call, saved, op.result(*incoming), needed, ctx.note)
+        given = Given(call, saved, op.named(incoming), needed, ctx.note)
         found = gradient.formula(given, lambda grads: op.backward_by_torch(call, saved, grads, ctx.backend))
         return *op.call(*map(_no_gradient, call))._replace(**found), None
 

@@ -3,6 +3,8 @@ calls still meets."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -280,14 +282,13 @@ def test_the_same_tensors_are_saved_by_the_op_that_torch_knows(op):
     saved = []
     for looks in (False, True):
         packed = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda each, at=packed: at.append(each) or each, lambda each: each
-        ):
-            if looks:
-                with Looks():
-                    forward_of(op)(normal(5, 4))
-            else:
-                forward_of(op)(normal(5, 4))
+
+        def pack(tensor, packed=packed):
+            packed.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda each: each), Looks() if looks else nullcontext():
+            forward_of(op)(normal(5, 4))
         saved.append([(each.dtype, each.shape) for each in packed])
     assert saved[0] and saved[0] == saved[1]
 
