@@ -60,7 +60,7 @@ class Jagged:
 
     def lengths(self) -> torch.Tensor:
         """`[U]` int64, the number of rows of each user."""
-        return self.offsets[1:] - self.offsets[:-1]
+        return self.offsets.diff()
 
     def to(self, *args, **kwargs) -> Jagged:
         """As `torch.Tensor.to`: a dtype applies to values alone, a device to both."""

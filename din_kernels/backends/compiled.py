@@ -60,6 +60,13 @@ class Description:
         return dict(zip(fields._fields, described, strict=True))
 
 
+def room_like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Room for as many elements, one after the other, as `tensor` has, in `dtype`."""
+    if tensor.dtype == dtype and tensor.is_contiguous():  # in half the time of torch.empty
+        return torch.empty_like(tensor)
+    return torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+
+
 def name_of(dtype: torch.dtype) -> str:
     """What the compiled modules call a dtype."""
     return _NAMES[dtype]

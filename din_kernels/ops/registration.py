@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from din_kernels import backends
-from din_kernels.ops.autocast import autocast_dtype, without_autocast
+from din_kernels.ops.autocast import any_autocast, without_autocast
 from din_kernels.ops.saving import keep, kept
 from din_kernels.ops.schemas import library
 
@@ -80,7 +80,7 @@ class Op:
 
 def _forward(op: str, call, backend: str):
     kernels = backends.module(backend, op)
-    if autocast_dtype(call.device.type) is None:
+    if not any_autocast():
         return kernels.forward(call)
     with without_autocast(call.device):
         return kernels.forward(call)
@@ -88,7 +88,7 @@ def _forward(op: str, call, backend: str):
 
 def _backward(op: str, call, saved, grads, backend: str):
     kernels = backends.module(backend, op)
-    if autocast_dtype(call.device.type) is None:
+    if not any_autocast():
         return kernels.backward(call, saved, grads)
     with without_autocast(call.device):
         return kernels.backward(call, saved, grads)

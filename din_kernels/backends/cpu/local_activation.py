@@ -14,7 +14,7 @@ from din_kernels.backends.calls import (
     LocalActivationSaved,
     arithmetic_dtype,
 )
-from din_kernels.backends.compiled import Description
+from din_kernels.backends.compiled import Description, room_like
 from din_kernels.backends.cpu import refuses_tensors
 
 
@@ -71,16 +71,18 @@ def backward(
 
     described, dtype = Description(), arithmetic_dtype(call.dtype)
 
-    def of_rows(tables, rows, needed, dtype):
+    def of_rows(tables, ids, rows, needed, dtype):
+        if needed and not ids:
+            return [room_like(table, dtype) for table in tables]
         shapes = [(rows, table.shape[1]) if needed else (0,) for table in tables]
         return [torch.empty(shape, dtype=dtype, device="cpu") for shape in shapes]
 
     def of_layers(tensors):
-        return [torch.empty(tensor.shape, dtype=dtype, device="cpu") for tensor in tensors]
+        return [room_like(tensor, dtype) for tensor in tensors]
 
     found = LocalActivationGradients(
-        query=of_rows(call.query_tables, call.queries, grads.need_query, dtype),
-        history=of_rows(call.history_tables, call.rows, grads.need_history, call.dtype),
+        query=of_rows(call.query_tables, call.query_ids, call.queries, grads.need_query, dtype),
+        history=of_rows(call.history_tables, call.history_ids, call.rows, grads.need_history, call.dtype),
         weights=of_layers(call.weights),
         biases=of_layers(call.biases),
         params=of_layers(call.params),
