@@ -34,13 +34,15 @@ class Description:
     def __init__(self):
         self._alive: list[Any] = []
 
-    def array(self, tensor: torch.Tensor) -> tuple[int, str, torch.Size]:
-        """Address, dtype and shape of the tensor, or of a contiguous copy."""
+    def array(self, tensor: torch.Tensor | None) -> tuple[int, str, torch.Size] | None:
+        """Address, dtype and shape of the tensor, or of a contiguous copy; None for one that is left out."""
+        if tensor is None:
+            return None
         tensor = tensor.contiguous()
         self._alive.append(tensor)
         return tensor.data_ptr(), _NAMES[tensor.dtype], tensor.shape
 
-    def _entry(self, tensor: torch.Tensor) -> tuple[int, str, torch.Size]:
+    def _entry(self, tensor: torch.Tensor) -> tuple[int, str, torch.Size] | None:
         """As `array`, of a tensor that is alive."""
         if not tensor.is_contiguous():
             return self.array(tensor)
