@@ -49,6 +49,7 @@ class Step(NamedTuple):
 
 
 OFFSET = tl.constexpr(3)
+SCALE = tl.constexpr(0.5)
 
 
 @triton.jit(do_not_specialize=["entries"])
@@ -94,7 +95,7 @@ def fake(monkeypatch):
     made = Driver()
     monkeypatch.setattr(driver, "_active", made)
     kernel.device_caches.clear()
-    monkeypatch.setattr(launches, "_compiled", {})
+    monkeypatch.setattr(launches, "_kinds", {})
     yield made
     kernel.device_caches.clear()
 
@@ -212,10 +213,15 @@ def test_the_grid_is_filled_up_with_ones(fake):
         assert by_launch(fake, {}, grid=grid)[:3] == (*grid, 1, 1)[:3] == by_triton(fake, {}, grid=grid)[:3]
 
 
+def kept() -> int:
+    """How many kinds of launches are kept."""
+    return sum(map(len, launches._kinds.values()))
+
+
 def test_numbers_that_are_not_looked_at_take_no_room(fake, bound):
     for entries in range(1, 50):
         by_launch(fake, {"entries": entries})
-    assert len(launches._compiled) == 1 and len(bound) == 1
+    assert kept() == len(bound) == 1
 
 
 def test_hooks_are_called_by_triton_itself(fake, bound):
@@ -257,18 +263,19 @@ def test_a_global_that_changed_is_refused_as_by_triton(fake, monkeypatch):
         by_launch(fake, {})
 
 
-class Marked(torch.Tensor):
-    """A tensor of a class of its own."""
-
-
 def test_arguments_of_other_classes_are_left_to_triton(fake, bound):
     for _ in range(2):
-        by_launch(fake, {"out": BASE["out"].as_subclass(Marked)})
-    assert len(bound) == 2 and not launches._compiled
+        by_launch(fake, {"rows": rows_of(scale=SCALE)})
+    assert len(bound) == 2 and not kept()
 
 
-def test_kept_kernels_are_bounded(fake, monkeypatch):
+def test_the_kinds_that_are_kept_are_the_last_ones_used(fake, bound, monkeypatch):
     monkeypatch.setattr(launches, "_MOST", 2)
-    for dim in (1, 2, 16):
+    for dim in (1, 2, 1, 16):
         by_launch(fake, {"dim": dim})
-    assert len(launches._compiled) <= 2
+    assert kept() == 2
+    bound.clear()
+    by_launch(fake, {"dim": 1})
+    assert bound == []
+    by_launch(fake, {"dim": 2})
+    assert len(bound) == 1 and kept() == 2
