@@ -191,6 +191,13 @@ def test_what_is_handed_over_is_what_triton_hands_over(what, fake, bound):
     assert (ours[4] != base[4]) == differs
 
 
+def test_true_is_not_the_number_1(fake):
+    for dim in (1, True):
+        by_launch(fake, {"dim": dim})
+    for dim in (1, True):
+        assert_handed_over(by_launch(fake, {"dim": dim}), by_triton(fake, {"dim": dim}))
+
+
 def test_kernels_of_other_options_devices_and_tuples_are_kept_apart(fake, bound):
     ours = {}
     for name, options, device in (("base", OPTIONS, 0), ("warps", {"num_warps": 4}, 0), ("device", OPTIONS, 1)):
