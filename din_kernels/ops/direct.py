@@ -8,7 +8,7 @@ dispatcher and library, which would take longer than a small call itself. The op
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def run(op: Op, call, backend: str):
     if op.gradient is not None and torch.is_grad_enabled():
         learned = _flat(op.gradient.learned, call)
         if any([each.requires_grad for each in learned]):
-            return op.named(_function(op).apply(call, backend, *learned))
+            return op.named(_function(op)(call, backend, *learned))
     return op.forward(call, backend)
 
 
@@ -121,7 +121,7 @@ def _nested(fields: Sequence[str], call, values: Sequence[Any]) -> dict[str, Any
 
 
 @functools.cache
-def _function(op: Op) -> type[torch.autograd.Function]:
+def _function(op: Op) -> Callable[..., Any]:
     """The function of autograd that calls the backend for `op`, by its name."""
     gradient = op.gradient
     assert gradient is not None
@@ -134,7 +134,10 @@ def _function(op: Op) -> type[torch.autograd.Function]:
     def backward(ctx, *incoming):
         call, saved = kept(ctx)
         # Gradients that are to be differentiated again come from the op that torch knows, which says that they cannot.
-        alone = not torch.is_grad_enabled() and straight([*_tensors(call), *_tensors(saved), *incoming])
+        # What was saved went straight to the forward; hooks may have made tensors of another class of it.
+        alone = not torch.is_grad_enabled() and straight(incoming)
+        if alone:
+            alone = all([each is None or type(each) in _CLASSES for each in (*_tensors(call), *_tensors(saved))])
         by = op.backward if alone else op.backward_by_torch
         needed = _nested(gradient.learned, call, ctx.needs_input_grad[2:])
         given = Given(call, saved, op.named(incoming), needed, ctx.note)
@@ -142,4 +145,6 @@ def _function(op: Op) -> type[torch.autograd.Function]:
         return None, None, *_flat(gradient.learned, call, found)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(op.name, (torch.autograd.Function,), members)
+    made = type(op.name, (torch.autograd.Function,), members)
+    # Function.apply asks for transforms and unwraps their tensors, of which there are none here, and then calls this.
+    return super(torch.autograd.Function, made).apply

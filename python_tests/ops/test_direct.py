@@ -294,6 +294,17 @@ def test_the_same_tensors_are_saved_by_the_op_that_torch_knows(op):
 
 
 @pytest.mark.parametrize("op", WITH_GRADIENT)
+def test_what_hooks_make_of_saved_tensors_meets_the_backward_op(op, by_torch):
+    x, y = normal(5, 4), normal(5, 4)
+    forward_of(op)(x).square().sum().backward()
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: each, lambda each: each.as_subclass(Marked)):
+        pooled = forward_of(op)(y)
+    assert by_torch == []
+    pooled.backward((2 * pooled).detach())
+    assert by_torch == [f"{op} backward"] and torch.equal(x.grad, y.grad.as_subclass(torch.Tensor))
+
+
+@pytest.mark.parametrize("op", WITH_GRADIENT)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_gradients_are_the_same_bits(op, reentrant, by_torch):
     grads = []

@@ -54,7 +54,7 @@ def forward(call: LocalActivationCall) -> LocalActivationResult:
     result = LocalActivationResult(
         pooled=torch.empty(queries, call.dim, dtype=dtype, device="cpu"),
         logsumexp=torch.empty(queries if call.normalize == "softmax" else 0, dtype=torch.float64, device="cpu"),
-        pair_weights=torch.zeros(call.total_pairs, dtype=dtype, device="cpu"),
+        pair_weights=(torch.zeros if call.total_pairs else torch.empty)(call.total_pairs, dtype=dtype, device="cpu"),
         statistics=torch.empty(2, sum(call.hidden) if call.dice_training else 0, dtype=dtype, device="cpu"),
     )
     _cpu.local_activation_forward(

@@ -93,6 +93,8 @@ def _shared(call: LocalActivationCall) -> list[int | None]:
 
 def _of_tables(call, grads, needed: _Sides, shared) -> tuple[list, list]:
     """Gradients of both sides' tables from those of their rows: as they are, or by id."""
+    if not (call.query_ids or call.history_ids):
+        return [grads.query[0] if needed.query[0] else None], [grads.history[0] if needed.history[0] else None]
 
     def uses(side):
         ids, tables = getattr(call, f"{side}_ids"), getattr(call, f"{side}_tables")
