@@ -168,8 +168,9 @@ def number(
     """
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return  # a trace knows the type alone
-    if type(value) is float and math.isfinite(value) and _within(value, at_least, at_most, below):
-        return
+    if type(value) is float and not torch.compiler.is_compiling():  # as most are
+        if math.isfinite(value) and _within(value, at_least, at_most, below):
+            return
     given = value
     if isinstance(value, torch.Tensor) and _is_scalar(value):
         if not values_readable(value):

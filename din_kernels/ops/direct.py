@@ -145,6 +145,6 @@ def _function(op: Op) -> Callable[..., Any]:
         return None, None, *_flat(gradient.learned, call, found)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    made = type(op.name, (torch.autograd.Function,), members)
+    made: Any = type(op.name, (torch.autograd.Function,), members)
     # Function.apply asks for transforms and unwraps their tensors, of which there are none here, and then calls this.
     return super(torch.autograd.Function, made).apply
