@@ -19,6 +19,9 @@ REAL_DTYPES = (*DTYPES, torch.int64, torch.int32, torch.int16, torch.int8, torch
 
 _LARGEST = 2**31 - 1  # width or number of rows that a constructor takes; torch cannot say the size of much larger ones
 
+# So many numbers of a tensor are looked at faster one by one in Python, where a torch op on a few takes 1 to 3 us.
+FEW = 256
+
 _debug: ContextVar[bool | None] = ContextVar("din_kernels_debug_checks", default=None)
 
 
@@ -169,6 +172,9 @@ def number(
     """
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return  # a trace knows the type alone
+    if type(value) is float and not torch.compiler.is_compiling():  # as most are
+        if math.isfinite(value) and _within(value, at_least, at_most, below):
+            return
     given = value
     if isinstance(value, torch.Tensor) and _is_scalar(value):
         if not values_readable(value):

@@ -154,7 +154,7 @@ class Gather:
         """`[U]` int64, the number of rows of each user."""
         if self.offsets is None:
             raise ValueError("lengths need offsets, got a Gather without")
-        return self.offsets[1:] - self.offsets[:-1]
+        return self.offsets.diff()
 
     def rows(self) -> torch.Tensor:
         """`[N, D]`, copied out: what kernels avoid, and the reference reads."""

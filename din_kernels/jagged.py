@@ -34,7 +34,7 @@ class Jagged:
             raise ValueError("values must have shape [N, ...], got a scalar")
         check_offsets(offsets, values.shape[0], "values", values)
         self.values = values
-        self.offsets = offsets.to(torch.int64)
+        self.offsets = offsets if offsets.dtype == torch.int64 else offsets.to(torch.int64)
 
     @classmethod
     def _trusted(cls, values, offsets) -> Jagged:
@@ -60,7 +60,7 @@ class Jagged:
 
     def lengths(self) -> torch.Tensor:
         """`[U]` int64, the number of rows of each user."""
-        return self.offsets[1:] - self.offsets[:-1]
+        return self.offsets.diff()
 
     def to(self, *args, **kwargs) -> Jagged:
         """As `torch.Tensor.to`: a dtype applies to values alone, a device to both."""
@@ -245,6 +245,10 @@ def check_offsets(
         raise ValueError(f"{name} must have at least one entry (U + 1), got 0")
     if not checks.values_readable(offsets):
         return
+    if offsets.shape[0] <= checks.FEW:
+        numbers = offsets.tolist()
+        if numbers[0] == 0 and numbers[-1] == rows and numbers == sorted(numbers):
+            return
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0:
         raise ValueError(f"{name} must start at 0, got {first}")

@@ -65,8 +65,7 @@ class BackendError(RuntimeError):
     """The forced backend cannot serve the call."""
 
 
-@contextlib.contextmanager
-def use_backend(name: str, ops: tuple[str, ...] = OPS):
+def use_backend(name: str, ops: tuple[str, ...] = OPS) -> _Forced:
     """Within the block, serve `ops` by backend `name` ("cpu", "cuda", "triton" or "reference") or raise BackendError.
 
     A thread follows the innermost block that it has opened itself. A thread other than the main one that has opened
@@ -83,21 +82,33 @@ def use_backend(name: str, ops: tuple[str, ...] = OPS):
         >>> with use_backend("reference"):
         ...     pooled = unit(query, history)
     """
-    if name not in NAMES:
-        raise ValueError(f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    for op in ops:
-        if op not in OPS:
-            raise ValueError(f"ops must be among {', '.join(map(repr, OPS))}, got {op!r}")
-    block = _Block(name, tuple(ops))
-    token = _own.set(block)
-    with _opening:
-        _open.append(block)
-    try:
-        yield
-    finally:
+    return _Forced(name, ops)
+
+
+class _Forced(contextlib.ContextDecorator):
+    """What `use_backend` returns; a generator in its place would take twice the time."""
+
+    def __init__(self, name: str, ops: tuple[str, ...]):
+        self._name, self._ops = name, ops
+
+    def _recreate_cm(self) -> _Forced:
+        return _Forced(self._name, self._ops)  # a decorated function may be running already
+
+    def __enter__(self) -> None:
+        if self._name not in NAMES:
+            raise ValueError(f"name must be one of {', '.join(map(repr, NAMES))}, got {self._name!r}")
+        for op in self._ops:
+            if op not in OPS:
+                raise ValueError(f"ops must be among {', '.join(map(repr, OPS))}, got {op!r}")
+        self._block = _Block(self._name, tuple(self._ops))
+        self._token = _own.set(self._block)
         with _opening:
-            _open.remove(block)
-        _own.reset(token)
+            _open.append(self._block)
+
+    def __exit__(self, *error) -> None:
+        with _opening:
+            _open.remove(self._block)
+        _own.reset(self._token)
 
 
 def _block_in_force() -> _Block | None:
@@ -108,6 +119,7 @@ def _block_in_force() -> _Block | None:
     return block
 
 
+@functools.cache
 def _package(name: str):
     try:
         return importlib.import_module(f"din_kernels.backends.{name}")
@@ -138,6 +150,7 @@ def remark(name: str) -> str | None:
     return getattr(_package(name), "REMARK", None)
 
 
+@functools.cache
 def module(name: str, op: str):
     """The backend's module of the op, or None where it has none."""
     try:
@@ -166,10 +179,13 @@ def select(request: Request) -> str:
         BackendError: the backend forced by `use_backend` or DIN_KERNELS_BACKEND cannot serve it.
         ValueError: DIN_KERNELS_BACKEND names no backend.
     """
-    options, transform = request.options, _transform()
+    if torch.compiler.is_compiling():
+        return _selected_while_tracing(request.op, request.device, request.dtype, tuple(request.options.items()))
+    transform = _transform()
     if transform is not None:
-        options = options | {"beyond_kernels": f"its kernels have no derivative for {transform}"}
-    return _selected(request.op, request.device, request.dtype, tuple(options.items()))
+        beyond = {"beyond_kernels": f"its kernels have no derivative for {transform}"}
+        request = Request(request.op, request.device, request.dtype, request.options | beyond)
+    return _selected(request)
 
 
 def by_reference(backend: str, device: torch.device) -> bool:
@@ -180,8 +196,6 @@ def by_reference(backend: str, device: torch.device) -> bool:
 
 def _transform() -> str | None:
     """The transform in force that only the reference follows; torch.func.vmap is answered by the ops themselves."""
-    if torch.compiler.is_compiling():
-        return None
     if forward_ad._current_level >= 0:
         return "forward-mode AD (torch.func.jvp, torch.autograd.forward_ad)"
     innermost = torch._C._functorch.peek_interpreter_stack()
@@ -191,11 +205,18 @@ def _transform() -> str | None:
 
 
 @torch.compiler.assume_constant_result  # torch.compile traces no ContextVar and no import
-def _selected(op: str, device: str, dtype: torch.dtype, asked: tuple[tuple[str, Any], ...]) -> str:
-    request = Request(op, device, dtype, dict(asked))
-    block = _block_in_force() or _Block(config.forced_backend(), OPS)
-    forced = block.name
-    if forced is not None and op in block.ops:
+def _selected_while_tracing(op: str, device: str, dtype: torch.dtype, asked: tuple[tuple[str, Any], ...]) -> str:
+    return _selected(Request(op, device, dtype, dict(asked)))
+
+
+def _selected(request: Request) -> str:
+    op, device = request.op, request.device
+    block = _block_in_force()
+    if block is None:
+        forced, ops = config.forced_backend(), OPS
+    else:
+        forced, ops = block.name, block.ops
+    if forced is not None and op in ops:
         if forced not in NAMES:
             raise ValueError(f"DIN_KERNELS_BACKEND must be one of {', '.join(map(repr, NAMES))}, got {forced!r}")
         reason = refuses(forced, request)

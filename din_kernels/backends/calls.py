@@ -14,8 +14,9 @@ docs/architecture.md. Tensors of one call lie on one device, and nothing but the
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from din_kernels.options import ACTIVATIONS, RULES
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """In which kernels compute on rows of `dtype`: fp32 for bf16 and fp16."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float32 if dtype == torch.float32 else torch.promote_types(dtype, torch.float32)
 
 
 # --- local_activation -------------------------------------------------------------------------------------------------
@@ -308,3 +309,28 @@ class SparseUpdateCall(NamedTuple):
                 counts=self.counts[at],
                 padding_idx=self.padding_idx[at],
             )
+
+
+# --- where tensors are ------------------------------------------------------------------------------------------------
+
+
+class TensorFields(NamedTuple):
+    """Positions of the fields of a named tuple that hold tensors."""
+
+    single: tuple[int, ...]  # a tensor or None
+    lists: tuple[int, ...]  # a list of them
+
+
+def _tensor_fields(kind: type[Any]) -> TensorFields:
+    hints = typing.get_type_hints(kind)
+    single = [at for at, name in enumerate(kind._fields) if hints[name] in (Tensor, Tensor | None)]
+    lists = [at for at, name in enumerate(kind._fields) if hints[name] in (list[Tensor], list[Tensor | None])]
+    return TensorFields(tuple(single), tuple(lists))
+
+
+# Of every named tuple above.
+TENSOR_FIELDS = {
+    kind: _tensor_fields(kind)
+    for kind in list(globals().values())
+    if isinstance(kind, type) and hasattr(kind, "_fields")
+}

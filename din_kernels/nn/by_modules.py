@@ -15,7 +15,7 @@ from torch import nn
 from din_kernels import backends
 from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
-from din_kernels.hooks import changed, hooks_of_all_modules
+from din_kernels.hooks import as_made, changed, hooks_of_all_modules
 from din_kernels.nn.dice import Dice
 from din_kernels.ops.autocast import without_autocast
 from din_kernels.ops.local_activation import Attended
@@ -64,14 +64,13 @@ def beyond_kernels(linears: nn.ModuleList, activations: nn.ModuleList, activatio
     """
     if hooks_of_all_modules():
         return "hooks of all modules are registered (torch.nn.modules.module.register_module_...)"
+    kind = KINDS[activation].module
     for at, layer in enumerate(linears):
-        found = changed(f"linears[{at}]", layer, nn.Linear)
-        if found is not None:
-            return found
+        if not as_made(layer, nn.Linear):
+            return changed(f"linears[{at}]", layer, nn.Linear)
     for at, layer in enumerate(activations):
-        found = changed(f"activations[{at}]", layer, KINDS[activation].module)
-        if found is not None:
-            return found
+        if not as_made(layer, kind):
+            return changed(f"activations[{at}]", layer, kind)
         if activation == "dice" and (layer.weight is not None or layer.bias is not None):
             return f"activations[{at}] is an affine Dice"
     return None

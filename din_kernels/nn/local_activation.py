@@ -34,10 +34,6 @@ def _flattened(query: torch.Tensor, users: int, query_to_user):
     return query.reshape(-1, query.shape[2]), query_to_user
 
 
-def _bias(layer: nn.Linear) -> torch.Tensor:
-    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
-
-
 class LocalActivationUnit(nn.Module):
     """DIN's local activation unit (paper section 4.3): attention of candidates over variable-length histories.
 
@@ -109,35 +105,42 @@ class LocalActivationUnit(nn.Module):
 
     def _activation_params(self) -> list[dict]:
         attributes = KINDS[self.activation].params
+        if not attributes:
+            return [{} for _ in self.hidden]
         return [{key: getattr(layer, name) for key, name in attributes.items()} for layer in self.activations]
 
     def _attend(self, query, history, query_to_user, return_weights: bool, total_pairs: int | None) -> Attended:
         """The fused call where it can stand for the submodules, else one call of each of them."""
-        reason = beyond_kernels(self.linears, self.activations, self.activation)
+        linears = self.linears  # asked for once: nn.Module searches for its attributes
+        reason = beyond_kernels(linears, self.activations, self.activation)
         if reason is not None:
             if not self._warned and not torch.compiler.is_compiling():
                 self._warned = True
                 words = "LocalActivationUnit calls its submodules one by one, which takes more time and memory: "
                 warnings.warn(words + reason, UserWarning, stacklevel=4)
             return attend_by_modules(self, reason, query, history, query_to_user, return_weights, total_pairs)
-        options = {"features": self.features, "activation": self.activation, "normalize": self.normalize}
-        weights = [layer.weight for layer in self.linears]
-        biases = [_bias(layer) for layer in self.linears]
+        weights = [layer.weight for layer in linears]
+        biases = [layer.bias for layer in linears]
+        if any([bias is None for bias in biases]):
+            pairs = zip(biases, weights, strict=True)
+            biases = [weight.new_zeros(weight.shape[0]) if bias is None else bias for bias, weight in pairs]
         result = attend(
             query,
             history,
             weights,
             biases,
+            features=self.features,
+            activation=self.activation,
             activation_params=self._activation_params(),
+            normalize=self.normalize,
             scale=self.scale,
             query_to_user=query_to_user,
             return_weights=return_weights,
             total_pairs=total_pairs,
             stats=self.stats,
-            **options,
         )
-        for layer, statistics in zip(self.activations, result.statistics, strict=True):
-            if statistics is not None:
+        if any(result.statistics):
+            for layer, statistics in zip(self.activations, result.statistics, strict=True):
                 layer.observe(*statistics)
         return result
 
@@ -185,7 +188,7 @@ class LocalActivationUnit(nn.Module):
             if query.dim() == 3:
                 query, query_to_user = _flattened(query, history.batch_size, query_to_user)
         result = self._attend(query, history, query_to_user, return_weights, total_pairs)
-        pooled = result.pooled if shape is None else result.pooled.view(shape)
+        pooled = result.pooled if shape is None or len(shape) == 2 else result.pooled.view(shape)
         if not return_weights:
             return pooled
         weights = result.weights

@@ -12,6 +12,11 @@ _DEVICES = frozenset(
 )
 
 
+def any_autocast() -> bool:
+    """Whether there is autocast for any device; asks for less time than `autocast_dtype`."""
+    return torch._C._is_any_autocast_enabled()
+
+
 def autocast_dtype(device: str) -> torch.dtype | None:
     """In which matrix products on `device` compute under autocast; None outside it."""
     if device not in _DEVICES or not torch.is_autocast_enabled(device):

@@ -15,7 +15,8 @@ from din_kernels.backends.calls import (
 )
 from din_kernels.backends.reference.dice import dice as _reference
 from din_kernels.inference import savable
-from din_kernels.ops.registration import keep, kept, register, register_backward
+from din_kernels.ops.direct import run
+from din_kernels.ops.registration import Given, Gradient, Op, register
 
 # --- fake and autograd of the registered ops --------------------------------------------------------------------------
 
@@ -39,27 +40,34 @@ def _backward_fake(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGr
     return DiceGradients(x, alpha, *affine)
 
 
-def _setup_context(ctx, inputs, output):
-    call, ctx.backend = DiceCall(*inputs[:-1]), inputs[-1]
-    result = DiceResult(*output)
-    ctx.mark_non_differentiable(*result[1:])
-    keep(ctx, call, DiceSaved(result.mean, result.var))
+def _formula(given: Given, backward) -> dict:
+    call, grad_y = given.call, given.incoming.y
+    grads = DiceGradients(*backward(DiceGrads(torch.zeros_like(call.x) if grad_y is None else grad_y)))
+    return {
+        "x": grads.x,
+        "alpha": grads.alpha,
+        "weight": None if call.weight is None else grads.weight,
+        "bias": None if call.bias is None else grads.bias,
+    }
 
 
-def _autograd(ctx, grad_y, *_):
-    call, saved = kept(ctx)
-    grads = DiceGradients(*torch.ops.din_kernels.dice_backward(*DiceGrads(grad_y), *call, *saved, ctx.backend))
-    inputs = DiceCall(*[None] * len(call))._replace(
-        x=grads.x,
-        alpha=grads.alpha,
-        weight=None if call.weight is None else grads.weight,
-        bias=None if call.bias is None else grads.bias,
+OP = register(
+    Op(
+        name="dice",
+        call=DiceCall,
+        result=DiceResult,
+        check=_nothing_to_check,
+        fake=_fake,
+        gradient=Gradient(
+            saved=DiceSaved,
+            grads=DiceGrads,
+            learned=("x", "alpha", "weight", "bias"),
+            constant=("mean", "var", "count"),
+            fake=_backward_fake,
+            formula=_formula,
+        ),
     )
-    return *inputs, None
-
-
-register("dice", DiceCall, _nothing_to_check, _fake)
-register_backward("dice", DiceCall, DiceSaved, DiceGrads, _backward_fake, _setup_context, _autograd)
+)
 
 
 # --- checks and public function ---------------------------------------------------------------------------------------
@@ -154,5 +162,5 @@ def dice(
             )
         )
     else:
-        result = DiceResult(*torch.ops.din_kernels.dice(*call, backend))
+        result = run(OP, call, backend)
     return result._replace(y=result.y if x.dim() == 2 else result.y.view(x.shape))

@@ -17,7 +17,8 @@ from din_kernels.backends.calls import (
 from din_kernels.backends.reference.mba_penalty import mba_penalty as _reference
 from din_kernels.inference import savable
 from din_kernels.jagged import Jagged
-from din_kernels.ops.registration import keep, kept, register, register_backward
+from din_kernels.ops.direct import run
+from din_kernels.ops.registration import Given, Gradient, Op, register
 from din_kernels.ops.sparse_gradient import sparse_gradient
 
 # --- checks, fake and autograd of the registered ops ------------------------------------------------------------------
@@ -40,35 +41,36 @@ def _backward_fake(call: MbaPenaltyCall, saved: MbaPenaltySaved, grads: MbaPenal
     return call.weight.new_empty((grads.entries, call.weight.shape[1]) if call.sparse else call.weight.shape)
 
 
-def _setup_context(ctx, inputs, output):
-    call, ctx.backend = MbaPenaltyCall(*inputs[:-1]), inputs[-1]
-    result = MbaPenaltyResult(*output)
-    ctx.mark_non_differentiable(result.unique, result.unique_count)
-    keep(ctx, call, MbaPenaltySaved(result.unique, result.unique_count))
-
-
-def _autograd(ctx, grad, _unique, _unique_count):
-    call, saved = kept(ctx)
+def _formula(given: Given, backward) -> dict:
+    call, saved, grad = given.call, given.saved, given.incoming.penalty
+    if grad is None:
+        grad = torch.zeros((), dtype=arithmetic_dtype(call.weight.dtype), device=call.device)
     # Where the number of unique ids is at hand, the gradient has no more rows; else those behind it are zero.
     counted = call.sparse and checks.values_readable(saved.unique_count)
     entries = int(saved.unique_count) if counted else saved.unique.shape[0]
-    towards = MbaPenaltyGrads(grad, entries)
-    rows = torch.ops.din_kernels.mba_penalty_backward(*towards, *call, *saved, ctx.backend)
+    rows = backward(MbaPenaltyGrads(grad, entries))
     if call.sparse:
         ids = saved.unique[:entries].clamp(min=0)
         rows = sparse_gradient([ids], [rows], call.weight.shape[0], coalesced=counted)
-    return *MbaPenaltyCall(*[None] * len(call))._replace(weight=rows), None
+    return {"weight": rows}
 
 
-register("mba_penalty", MbaPenaltyCall, _check_values, _fake)
-register_backward(
-    "mba_penalty",
-    MbaPenaltyCall,
-    MbaPenaltySaved,
-    MbaPenaltyGrads,
-    _backward_fake,
-    _setup_context,
-    _autograd,
+OP = register(
+    Op(
+        name="mba_penalty",
+        call=MbaPenaltyCall,
+        result=MbaPenaltyResult,
+        check=_check_values,
+        fake=_fake,
+        gradient=Gradient(
+            saved=MbaPenaltySaved,
+            grads=MbaPenaltyGrads,
+            learned=("weight",),
+            constant=("unique", "unique_count"),
+            fake=_backward_fake,
+            formula=_formula,
+        ),
+    )
 )
 
 
@@ -104,7 +106,7 @@ def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
         _check_values(call)
         call = savable(call._replace(counts=counts.detach()))
         return _reference(call.weight, call.ids, call.counts, call.coeff, padding_idx, sparse)
-    return torch.ops.din_kernels.mba_penalty(*call, backend)[0]
+    return run(OP, call, backend).penalty
 
 
 def mba_penalty(

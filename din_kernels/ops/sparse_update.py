@@ -9,7 +9,8 @@ import torch
 from din_kernels import backends, checks
 from din_kernels.backends.calls import Hyper, SparseUpdateCall, Table, arithmetic_dtype
 from din_kernels.backends.reference.sparse_update import sparse_update as _reference
-from din_kernels.ops.registration import register
+from din_kernels.ops.direct import run
+from din_kernels.ops.registration import Op, register
 from din_kernels.options import RULES
 
 __all__ = ["RULES", "Hyper", "Table", "sparse_update"]
@@ -24,7 +25,7 @@ def _fake(call: SparseUpdateCall) -> None:
     return None
 
 
-register("sparse_update", SparseUpdateCall, _check_values, _fake)
+OP = register(Op("sparse_update", SparseUpdateCall, None, _check_values, _fake))
 
 
 # --- checks and public function ---------------------------------------------------------------------------------------
@@ -143,5 +144,5 @@ def sparse_update(tables: list[Table], rule: str, *, counts_checked: bool = Fals
             for t in call.tables():
                 _reference(rule, t.weight, t.states, t.ids, t.grads, t.counts, t.padding_idx, t.hyper)
         else:
-            torch.ops.din_kernels.sparse_update(*call, backend)
+            run(OP, call, backend)
     torch.autograd.graph.increment_version([tensor for t in tables for tensor in (t.weight, *t.states)])

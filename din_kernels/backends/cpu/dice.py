@@ -20,7 +20,7 @@ def forward(call: DiceCall) -> DiceResult:
     from din_kernels import _cpu
 
     y = torch.empty_like(call.x, memory_format=torch.contiguous_format)
-    result = DiceResult(y, *room_for_statistics(call), count=torch.empty((), dtype=torch.int64))
+    result = DiceResult(y, *room_for_statistics(call), count=torch.empty((), dtype=torch.int64, device="cpu"))
     described = Description()
     _cpu.dice_forward(described.of(call), described.of(result), torch.get_num_threads())
     return result

@@ -27,12 +27,13 @@ def forward(call: MbaPenaltyCall) -> MbaPenaltyResult:
 
     described = Description()
     saved = MbaPenaltySaved(
-        unique=torch.empty(call.ids.numel(), dtype=torch.int64), unique_count=torch.empty((), dtype=torch.int64)
+        unique=torch.empty(call.ids.numel(), dtype=torch.int64, device="cpu"),
+        unique_count=torch.empty((), dtype=torch.int64, device="cpu"),
     )
     penalty = _cpu.mba_penalty_forward(
         described.of(call._replace(counts=readable_counts(call.counts))), described.of(saved), torch.get_num_threads()
     )
-    return MbaPenaltyResult(torch.tensor(penalty, dtype=arithmetic_dtype(call.weight.dtype)), *saved)
+    return MbaPenaltyResult(torch.tensor(penalty, dtype=arithmetic_dtype(call.weight.dtype), device="cpu"), *saved)
 
 
 def backward(call: MbaPenaltyCall, saved: MbaPenaltySaved, grads: MbaPenaltyGrads) -> torch.Tensor:

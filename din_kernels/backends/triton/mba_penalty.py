@@ -12,6 +12,7 @@ from din_kernels.backends import Request
 from din_kernels.backends.calls import MbaPenaltyCall, MbaPenaltyGrads, MbaPenaltyResult, MbaPenaltySaved
 from din_kernels.backends.triton import on_device_of, refuses_tensors
 from din_kernels.backends.triton.blocks import narrow
+from din_kernels.backends.triton.launch import launch
 
 ELEMENTS = 4096  # of a tile [ENTRIES, COLUMNS]: 32 per thread of 4 warps
 
@@ -120,10 +121,11 @@ def forward(call: MbaPenaltyCall) -> MbaPenaltyResult:
     shape = _tile(dim)
     partials = weight.new_empty(triton.cdiv(entries, shape["ENTRIES"]), dtype=torch.float32)
     with on_device_of(weight):
-        mark_kernel[(triton.cdiv(entries, 1024),)](ids, first, entries, call.padding_idx, BLOCK=1024)
+        marks = (ids, first, entries, call.padding_idx)
+        launch(mark_kernel, (triton.cdiv(entries, 1024),), marks, {"BLOCK": 1024}, {})
         rank = first.cumsum(0)
         runs = Runs(ids, first, rank)
-        penalty_kernel[partials.shape](weight, runs, counts, unique, partials, entries, dim, **shape)
+        launch(penalty_kernel, partials.shape, (weight, runs, counts, unique, partials, entries, dim), shape, {})
     return MbaPenaltyResult(0.5 * call.coeff * partials.sum(), unique, rank[-1].clone())
 
 
@@ -133,9 +135,9 @@ def backward(call: MbaPenaltyCall, saved: MbaPenaltySaved, grads: MbaPenaltyGrad
     dim = weight.shape[1]
     out = weight.new_empty(entries, dim) if call.sparse else torch.zeros_like(weight)
     if entries and dim:
-        shape, rows = _tile(dim), (weight, saved.unique, saved.unique_count, counts)
+        constants = {"DENSE": not call.sparse} | _tile(dim)
+        rows = (weight, saved.unique, saved.unique_count, counts)
+        arguments = (grads.penalty, *rows, out, entries, dim, call.coeff)
         with on_device_of(weight):
-            gradient_kernel[(triton.cdiv(entries, shape["ENTRIES"]),)](
-                grads.penalty, *rows, out, entries, dim, call.coeff, DENSE=not call.sparse, **shape
-            )
+            launch(gradient_kernel, (triton.cdiv(entries, constants["ENTRIES"]),), arguments, constants, {})
     return out

@@ -21,6 +21,7 @@ from din_kernels.backends import Request
 from din_kernels.backends.calls import SparseUpdateCall, Table
 from din_kernels.backends.triton import on_device_of, refuses_tensors
 from din_kernels.backends.triton.blocks import narrow
+from din_kernels.backends.triton.launch import launch
 
 # A program walks over this many sorted entries, one row [D] at a time. Few, so that many programs wait for memory at
 # once: 52,000 ids make 6,500 programs.
@@ -235,12 +236,13 @@ def _update_table(table: Table, rule: str) -> None:
     rows = Rows(weight, first, second, table.counts if hyper.coeff else None)
     numbers = Numbers(hyper.lr, hyper.step, hyper.beta1, 1 - hyper.beta1, 1 - hyper.beta2, hyper.eps, hyper.coeff)
     step = Step(rule, bool(hyper.maximize), bool(hyper.decoupled))
-    shape = {"BLOCK": BLOCK, "COLUMNS": triton.next_power_of_2(dim), "num_warps": 1 if dim <= 128 else 4}
-    heads = max(1, min(32, ELEMENTS // shape["COLUMNS"]))
+    shape = {"BLOCK": BLOCK, "COLUMNS": triton.next_power_of_2(dim)}
+    constants = {"STEP": step, **shape, "HEADS": max(1, min(32, ELEMENTS // shape["COLUMNS"]))}
+    arguments = (gradient, partials, rows, entries, dim, table.padding_idx, numbers)
+    options = {"num_warps": 1 if dim <= 128 else 4}
     with on_device_of(weight):
-        partial_kernel[(blocks,)](gradient, partials, entries, dim, **shape)
-        sizes = (entries, dim, table.padding_idx)
-        update_kernel[(blocks,)](gradient, partials, rows, *sizes, numbers, STEP=step, HEADS=heads, **shape)
+        launch(partial_kernel, (blocks,), (gradient, partials, entries, dim), shape, options)
+        launch(update_kernel, (blocks,), arguments, constants, options)
 
 
 def forward(call: SparseUpdateCall) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import NamedTuple
 
 import torch
 
 from din_kernels import backends, checks, options
-from din_kernels.backends.calls import LocalActivationCall, LocalActivationResult
+from din_kernels.backends.calls import LocalActivationCall
 from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
 from din_kernels.inference import savable
 from din_kernels.jagged import Jagged, Padded
-from din_kernels.ops.local_activation import registration  # noqa: F401  registers the op
+from din_kernels.ops.direct import run
 from din_kernels.ops.local_activation.checks import Layers, check_layers, check_options, check_rows
 from din_kernels.ops.local_activation.histories import (
     Rows,
@@ -24,6 +25,7 @@ from din_kernels.ops.local_activation.histories import (
     source_of,
     weights_in_layout,
 )
+from din_kernels.ops.local_activation.registration import OP
 
 
 class Attended(NamedTuple):
@@ -100,26 +102,48 @@ def attend(
     return Attended(pooled, pair_weights if return_weights else None, statistics)
 
 
-def _request(call: LocalActivationCall, layers: Layers, layout: Rows, stats: str) -> backends.Request:
-    def sizes(tensors, axis):
-        # While tracing, index() makes numbers of symbols.
-        return tuple(operator.index(tensor.shape[axis]) for tensor in tensors)
+class _Options(NamedTuple):
+    """What a call of the unit asks of a backend."""
 
-    asked = {
-        "features": call.features,
-        "activation": call.activation,
-        "normalize": call.normalize,
-        "dice_training": layers.batch_statistics,
-        "query_to_user": call.query_to_user is not None,
-        "gather": len(call.query_ids) + len(call.history_ids) > 0,
-        "stats": stats,
-        "layout": "packed" if layout.width is None else "padded" if layout.row_index is None else "masked",
-        "query_widths": sizes(call.query_tables, 1),
-        "history_widths": sizes(call.history_tables, 1),
-        "hidden": sizes(call.weights[:-1], 0),
-        "backward": torch.is_grad_enabled(),
-    }
-    return backends.Request("local_activation", call.device.type, call.dtype, asked)
+    features: str
+    activation: str
+    normalize: str
+    dice_training: bool | str  # whether the hidden layers of Dice take batch statistics: all, none, or "some"
+    query_to_user: bool
+    gather: bool
+    stats: str
+    layout: str
+    query_widths: tuple[int, ...]
+    history_widths: tuple[int, ...]
+    hidden: tuple[int, ...]
+    backward: bool
+
+
+def _request(call: LocalActivationCall, layers: Layers, layout: Rows, stats: str) -> backends.Request:
+    asked = _Options(
+        features=call.features,
+        activation=call.activation,
+        normalize=call.normalize,
+        dice_training=layers.batch_statistics,
+        query_to_user=call.query_to_user is not None,
+        gather=len(call.query_ids) + len(call.history_ids) > 0,
+        stats=stats,
+        layout="packed" if layout.width is None else "padded" if layout.row_index is None else "masked",
+        # While tracing, index() makes numbers of symbols.
+        query_widths=tuple([operator.index(table.shape[1]) for table in call.query_tables]),
+        history_widths=tuple([operator.index(table.shape[1]) for table in call.history_tables]),
+        hidden=tuple([operator.index(width) for width in layers.hidden]),
+        backward=torch.is_grad_enabled(),
+    )
+    made = _made_request if torch.compiler.is_compiling() else _request_as_before
+    return made(call.device.type, call.dtype, asked)
+
+
+def _made_request(device: str, dtype: torch.dtype, asked: _Options) -> backends.Request:
+    return backends.Request("local_activation", device, dtype, asked._asdict())
+
+
+_request_as_before = functools.lru_cache(maxsize=1000)(_made_request)
 
 
 def _by_reference(call: LocalActivationCall, layers: Layers, query, history):
@@ -150,18 +174,22 @@ def _by_kernels(call: LocalActivationCall, layers: Layers, query, history, backe
     gathers = {each.sparse for each in (query, history) if isinstance(each, Gather)}
     if len(gathers) == 2:
         raise ValueError("query and history must agree in sparse, got a Gather with True and one with False")
-    call = call._replace(
-        params=[layer[name] for layer in layers.params for name in call.param_names],
-        eps=[float(layer["eps"]) for layer in layers.params if options.ACTIVATIONS[call.activation].statistics],
-        sparse_grad=gathers == {True},
-    )
-    result = LocalActivationResult(*torch.ops.din_kernels.local_activation(*call, backend))
+    if True in gathers:
+        call = call._replace(sparse_grad=True)
+    if call.param_names:
+        call = call._replace(params=[layer[name] for layer in layers.params for name in call.param_names])
+    if options.ACTIVATIONS[call.activation].statistics:
+        call = call._replace(eps=[float(layer["eps"]) for layer in layers.params])
+    result = run(OP, call, backend)
     statistics: list = [None] * len(layers.params)
     if call.dice_training:
         count = (call.length if call.query_to_user is None else call.length[call.query_to_user]).sum()
         means, variances = (rows.split(call.hidden) for rows in result.statistics)
         statistics = [(mean, var, count) for mean, var in zip(means, variances, strict=True)]
-    return result.pooled, result.pair_weights.to(result.pooled.dtype), statistics
+    pair_weights = result.pair_weights
+    if pair_weights.dtype != result.pooled.dtype:
+        pair_weights = pair_weights.to(result.pooled.dtype)
+    return result.pooled, pair_weights, statistics
 
 
 def local_activation(

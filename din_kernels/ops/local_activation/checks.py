@@ -6,6 +6,7 @@ No message is worded before it is needed: a size in it would become a constant o
 from __future__ import annotations
 
 import functools
+import operator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from din_kernels.backends.calls import LocalActivationCall, arithmetic_dtype
 from din_kernels.gather import Gather
 from din_kernels.jagged import Jagged, Padded
 
+_CLASSES = (torch.Tensor, torch.nn.Parameter)
+
 
 class Layers(NamedTuple):
     """The MLP, checked."""
@@ -22,6 +25,7 @@ class Layers(NamedTuple):
     weights: list[torch.Tensor]  # [out, in] each, hidden layers and the output layer
     biases: list[torch.Tensor]  # [out] each
     params: list[dict]  # per hidden layer; of Dice with eps and training
+    hidden: list[int]  # their widths
     batch_statistics: bool | str  # whether the hidden layers take them: all, none, or "some"
 
 
@@ -81,19 +85,48 @@ def check_layers(query, weights, biases, features: str, activation: str, activat
     weights, biases = checks.listed("weights", weights), checks.listed("biases", biases)
     if activation_params is not None:
         activation_params = checks.listed("activation_params", activation_params, "dicts")
-    _check_linears(query, weights, biases, features)
-    hidden = [weight.shape[0] for weight in weights[:-1]]
+    made_of = _shapes_and_kinds(query, weights, biases)
+    if made_of is None or (features, made_of) not in _fitting:
+        _check_linears(query, weights, biases, features)
+        if made_of is not None:
+            if len(_fitting) == _MOST_FITTING:
+                _fitting.clear()
+            _fitting.add((features, made_of))
+    hidden, kind = [weight.shape[0] for weight in weights[:-1]], options.ACTIVATIONS[activation]
     params = [{} for _ in hidden] if activation_params is None else activation_params
     if len(params) != len(hidden):
         raise ValueError(f"activation_params must hold one dict per hidden layer ({len(hidden)}), got {len(params)}")
-    for layer, (given, width) in enumerate(zip(params, hidden, strict=True)):
+    for layer, given in enumerate(params):
         if not isinstance(given, dict):
             raise TypeError(f"activation_params[{layer}] must be a dict, got {type(given).__name__}")
-        if options.ACTIVATIONS[activation].statistics:
-            params[layer] = {"eps": 1e-8, "training": False} | given
-        _check_params(f"activation_params[{layer}]", params[layer], width, activation, query)
-    training = {bool(layer.get("training", False)) for layer in params if options.ACTIVATIONS[activation].statistics}
-    return Layers(weights, biases, params, "some" if len(training) == 2 else training == {True})
+        if kind.statistics:
+            given = params[layer] = {"eps": 1e-8, "training": False} | given
+        if kind.params:
+            _check_params(f"activation_params[{layer}]", given, hidden[layer], activation, query)
+    training = {bool(layer["training"]) for layer in params} if kind.statistics else set()
+    return Layers(weights, biases, params, hidden, "some" if len(training) == 2 else training == {True})
+
+
+# What `_check_linears` has found to fit, with the features: a unit is called with the same layers over and over.
+_fitting: set[tuple] = set()
+_MOST_FITTING = 1000
+
+
+def _shapes_and_kinds(query, weights, biases) -> tuple | None:
+    """All that `_check_linears` reads, or None where that is not plain tensors alone, and in a trace."""
+    if torch.compiler.is_compiling():
+        return None
+    found: list = [
+        len(weights),
+        query.width if isinstance(query, Gather) else query.shape[1],
+        query.dtype,
+        query.device,
+    ]
+    for tensor in (*weights, *biases):
+        if type(tensor) not in _CLASSES or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+            return None
+        found += (tensor.dtype, tensor.shape, tensor.device)
+    return tuple(found)
 
 
 def _check_linears(query, weights, biases, features: str) -> None:
@@ -155,18 +188,9 @@ def check_values(call: LocalActivationCall) -> None:
     begin, length, users = call.begin, call.length, call.begin.shape[0]
     if not checks.at_hand(begin):
         return
-    capacity, end = call.rows if call.row_index is None else call.row_index.shape[0], begin + length
-    if users and (int(length.min()) < 0 or int(begin.min()) < 0 or int(end.max()) > capacity):
-        raise ValueError(
-            f"lengths must stay within the {capacity} history rows, got rows up to {int(end.max())} and lengths from "
-            f"{int(length.min())}"
-        )
-    if bool((end[:-1] > begin[1:]).any()):
-        at = int((end[:-1] > begin[1:]).nonzero()[0])
-        raise ValueError(
-            f"lengths must keep every history within its own rows, got {int(length[at])} for history {at}, which "
-            "reaches into the next"
-        )
+    capacity = call.rows if call.row_index is None else call.row_index.shape[0]
+    if not (users <= checks.FEW and _in_order(begin.tolist(), length.tolist(), capacity)):
+        _check_histories(begin, length, capacity)
     within = functools.partial(checks.ids_within, readable=checks.at_hand)
     if call.row_index is not None:
         within("row_index", call.row_index, call.rows, "history rows")
@@ -183,3 +207,27 @@ def check_values(call: LocalActivationCall) -> None:
             raise ValueError(
                 f"pair_begin must keep all weights within total_pairs ({call.total_pairs}), got {first}..{last}"
             )
+
+
+def _in_order(begin: list[int], length: list[int], capacity: int) -> bool:
+    """Whether the rows of every history lie behind those of the one before it, the last below `capacity`."""
+    if not begin:
+        return True
+    ends = map(operator.add, begin, length)
+    return begin[0] >= 0 and min(length) >= 0 and all(map(operator.le, ends, [*begin[1:], capacity]))
+
+
+def _check_histories(begin: torch.Tensor, length: torch.Tensor, capacity: int) -> None:
+    """Raises unless the rows of every history lie behind those of the one before it, all below `capacity`."""
+    users, end = begin.shape[0], begin + length
+    if users and (int(length.min()) < 0 or int(begin.min()) < 0 or int(end.max()) > capacity):
+        raise ValueError(
+            f"lengths must stay within the {capacity} history rows, got rows up to {int(end.max())} and lengths from "
+            f"{int(length.min())}"
+        )
+    if bool((end[:-1] > begin[1:]).any()):
+        at = int((end[:-1] > begin[1:]).nonzero()[0])
+        raise ValueError(
+            f"lengths must keep every history within its own rows, got {int(length[at])} for history {at}, which "
+            "reaches into the next"
+        )

@@ -38,18 +38,17 @@ class Rows(NamedTuple):
     source: Source  # M rows
     begin: torch.Tensor  # [U]
     length: torch.Tensor  # [U]
-    row_index: torch.Tensor | None  # [capacity], for an arbitrary mask: each user's valid rows first
-    row_mask: torch.Tensor | None  # [M] bool: rows that count for more than Dice's statistics
-    width: int | None  # T of a padded history
+    row_index: torch.Tensor | None = None  # [capacity], for an arbitrary mask: each user's valid rows first
+    row_mask: torch.Tensor | None = None  # [M] bool: rows that count for more than Dice's statistics
+    width: int | None = None  # T of a padded history
 
 
 def rows_of(history: Jagged | Padded | Gather, padded_statistics: bool = False) -> Rows:
     """The history's rows; with `padded_statistics` padding is there too, for Dice's statistics alone."""
-    if isinstance(history, Gather):
-        return Rows(source_of(history), history.offsets[:-1].contiguous(), history.lengths(), None, None, None)
-    if isinstance(history, Jagged):
+    if not isinstance(history, Padded):
         begin = history.offsets[:-1].contiguous()
-        return Rows(source_of(history.values), begin, history.lengths(), None, None, None)
+        length = history.offsets[1:] - begin
+        return Rows(source_of(history if isinstance(history, Gather) else history.values), begin, length)
     batch, width = history.values.shape[:2]
     source = source_of(history.values.reshape(batch * width, *history.values.shape[2:]))
     begin = torch.arange(batch, device=history.values.device) * width

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from din_kernels.backends.calls import (
@@ -13,7 +15,7 @@ from din_kernels.backends.calls import (
     arithmetic_dtype,
 )
 from din_kernels.ops.local_activation.checks import check_values
-from din_kernels.ops.registration import keep, kept, register, register_backward
+from din_kernels.ops.registration import Given, Gradient, Op, register
 from din_kernels.ops.schemas import library
 from din_kernels.ops.sparse_gradient import sparse_gradient
 
@@ -46,37 +48,31 @@ def _backward_fake(
     )
 
 
-def _setup_context(ctx, inputs, output):
-    call, ctx.backend = LocalActivationCall(*inputs[:-1]), inputs[-1]
-    ctx.shared = _shared(call)
-    result = LocalActivationResult(*output)
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(result.logsumexp, result.statistics)
-    keep(ctx, call, result)
-
-
-def _autograd(ctx, grad_pooled, _logsumexp, grad_pair_weights, _statistics):
-    call, saved = kept(ctx)
-    needed = LocalActivationCall(*ctx.needs_input_grad[:-1])
-    if grad_pooled is None:
-        grad_pooled = torch.zeros_like(saved.pooled)
-    towards = LocalActivationGrads(grad_pooled, grad_pair_weights, any(needed.query_tables), any(needed.history_tables))
-    grads = LocalActivationGradients(
-        *torch.ops.din_kernels.local_activation_backward(*towards, *call, *saved, ctx.backend)
+def _formula(given: Given, backward) -> dict:
+    call, pooled = given.call, given.incoming.pooled
+    needed = _Sides(given.needed["query_tables"], given.needed["history_tables"])
+    towards = LocalActivationGrads(
+        pooled=torch.zeros_like(given.saved.pooled) if pooled is None else pooled,
+        pair_weights=given.incoming.pair_weights,
+        need_query=any(needed.query),
+        need_history=any(needed.history),
     )
-    query, history = _of_tables(call, grads, needed, ctx.shared)
-    none = LocalActivationCall(*[None] * len(call))
-    return *none._replace(
-        query_tables=query,
-        query_ids=[None] * len(call.query_ids),
-        history_tables=history,
-        history_ids=[None] * len(call.history_ids),
-        weights=grads.weights,
-        biases=grads.biases,
-        params=grads.params,
-        # An empty list passes for a list of tensors.
-        **{name: None if getattr(call, name) else [] for name in ("eps", "query_padding", "history_padding")},
-    ), None
+    grads = LocalActivationGradients(*backward(towards))
+    query, history = _of_tables(call, grads, needed, given.note)
+    return {
+        "query_tables": query,
+        "history_tables": history,
+        "weights": grads.weights,
+        "biases": grads.biases,
+        "params": grads.params,
+    }
+
+
+class _Sides(NamedTuple):
+    """Per table of either side whether its gradient is asked for."""
+
+    query: list[bool]
+    history: list[bool]
 
 
 def _shared(call: LocalActivationCall) -> list[int | None]:
@@ -95,28 +91,29 @@ def _shared(call: LocalActivationCall) -> list[int | None]:
     return [next((each for each in others if same(at, each)), None) for at in range(len(call.query_tables))]
 
 
-def _of_tables(call, grads, needed, shared) -> tuple[list, list]:
+def _of_tables(call, grads, needed: _Sides, shared) -> tuple[list, list]:
     """Gradients of both sides' tables from those of their rows: as they are, or by id."""
+    if not (call.query_ids or call.history_ids):
+        return [grads.query[0] if needed.query[0] else None], [grads.history[0] if needed.history[0] else None]
 
     def uses(side):
         ids, tables = getattr(call, f"{side}_ids"), getattr(call, f"{side}_tables")
         rows, padding = getattr(grads, side), getattr(call, f"{side}_padding")
-        wanted = getattr(needed, f"{side}_tables")
-        return [(ids[at] if ids else None, rows[at], padding[at] if ids else -1) for at in range(len(tables))], wanted
+        return [(ids[at] if ids else None, rows[at], padding[at] if ids else -1) for at in range(len(tables))]
 
-    (query, query_needed), (history, history_needed) = uses("query"), uses("history")
+    query, history = uses("query"), uses("history")
     joined: dict[int, list] = {at: [use] for at, use in enumerate(history)}
     for at, other in enumerate(shared):
-        if other is not None and query_needed[at]:
+        if other is not None and needed.query[at]:
             joined[other].append(query[at])
 
     def gradient(of, table, wanted):
         return _of_table(of, table, call.sparse_grad) if wanted else None
 
-    alone = [needs and other is None for needs, other in zip(query_needed, shared, strict=True)]
+    alone = [needs and other is None for needs, other in zip(needed.query, shared, strict=True)]
     return (
         [gradient([use], call.query_tables[at], alone[at]) for at, use in enumerate(query)],
-        [gradient(joined[at], call.history_tables[at], history_needed[at]) for at in joined],
+        [gradient(joined[at], call.history_tables[at], needed.history[at]) for at in joined],
     )
 
 
@@ -136,15 +133,23 @@ def _no_vmap(info, in_dims, *args):
     )
 
 
-register("local_activation", LocalActivationCall, check_values, _fake)
-register_backward(
-    "local_activation",
-    LocalActivationCall,
-    LocalActivationSaved,
-    LocalActivationGrads,
-    _backward_fake,
-    _setup_context,
-    _autograd,
+OP = register(
+    Op(
+        name="local_activation",
+        call=LocalActivationCall,
+        result=LocalActivationResult,
+        check=check_values,
+        fake=_fake,
+        gradient=Gradient(
+            saved=LocalActivationSaved,
+            grads=LocalActivationGrads,
+            learned=("query_tables", "history_tables", "weights", "biases", "params"),
+            constant=("logsumexp", "statistics"),
+            fake=_backward_fake,
+            formula=_formula,
+            note=_shared,
+        ),
+    )
 )
 torch.library.register_vmap("din_kernels::local_activation", _no_vmap, lib=library)
 torch.library.register_vmap("din_kernels::local_activation_backward", _no_vmap, lib=library)
