@@ -80,7 +80,7 @@ class Room(NamedTuple):
 
     layers: Tensor | None  # dz and h of every hidden layer in the dtype of the rows, as RoomPlaces says
     ds: Tensor | None  # fp32
-    candidates: Tensor | None  # [4] int32: the first of the chunk's candidates, one behind the last
+    chunk: Tensor | None  # [4] int64: first and last candidate and place, each last one past the chunk
     residual: Tensor | None  # [2] fp32, see descent.without_residual: of a history cut by the end of a chunk
 
 

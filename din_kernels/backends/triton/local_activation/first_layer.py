@@ -29,7 +29,7 @@ from din_kernels.backends.triton.blocks import (
 from din_kernels.backends.triton.local_activation.descent import descend, normalizer_of, residual_of
 from din_kernels.backends.triton.local_activation.tile import (
     candidates_of,
-    candidates_within,
+    chunk_of,
     keep_weights,
     load_source,
     open_group,
@@ -133,7 +133,7 @@ def add_rows(pointer, stride, at, inside, before, values, SPANS: tl.constexpr):
     store_rows(pointer, stride, at, inside, total, SPANS)
 
 
-@triton.jit(do_not_specialize=["queries", "first", "last", "splits", "start", "end", "turn", "resumed"])
+@triton.jit(do_not_specialize=["queries", "first", "last", "splits", "turn", "resumed"])
 def first_layer_kernel(
     inputs,  # arguments.Inputs
     given,  # arguments.Given
@@ -143,8 +143,6 @@ def first_layer_kernel(
     first,  # candidates first .. last of Q
     last,
     splits,
-    start: tl.int64,  # places start .. end
-    end: tl.int64,
     turn,  # 0 or 1, in turns from chunk to chunk
     resumed,  # 1 where the program adds to what it stored before, else 0
     scale,
@@ -177,7 +175,7 @@ def first_layer_kernel(
             resumed_matrix(part + SIZE, resumed, D_SPANS, SPANS, UNIT.dim),
         )
         weight_qk = load_matrix(inputs.mlp.matrices + PLACES.weight_qk, PLACES.strides[0], D_SPANS, SPANS, DTYPE)
-    first, last = candidates_within(room.candidates, first, last)
+    first, last, start, end = chunk_of(room.chunk, first, last)
     for work in range(tl.program_id(0), tl.cdiv(last - first, GROUP) * splits, tl.num_programs(0)):
         number, split = work // splits, work % splits
         if KNOWN:

@@ -13,6 +13,7 @@ import triton
 from din_kernels.backends.calls import LocalActivationCall
 from din_kernels.backends.triton import chips
 from din_kernels.backends.triton.blocks import Spans, spans
+from din_kernels.backends.triton.launch import launch
 from din_kernels.backends.triton.local_activation.arguments import Inputs, Layers, Places, Source, Unit, Where
 from din_kernels.backends.triton.local_activation.forward import term_kernel
 from din_kernels.backends.triton.local_activation.memory import TERM_ROWS
@@ -157,30 +158,42 @@ def make_weights(call: Prepared) -> None:
     """Makes the weights that the kernels take, and c."""
     unit, form, mlp = call.unit, call.form, call.inputs.mlp
     rows = sum(unit.widths) + 1 if unit.hidden else unit.widths[0]
-    prepare_kernel[(rows,)](
-        _contiguous(call.given.weights),
-        _contiguous(call.given.biases),
-        mlp.matrices,
-        mlp.vectors,
-        UNIT=unit,
-        FEATURES=call.features,
-        INTO=form.into,
-        GAIN=form.gain,
-        SHIFT=form.shift,
-        COLUMNS=triton.next_power_of_2(max(unit.dim, *unit.widths)),
-        num_warps=1,
-    )
-    if call.queries:
-        term_kernel[(triton.cdiv(call.queries, TERM_ROWS),)](
-            call.inputs.query,
+    launch(
+        prepare_kernel,
+        (rows,),
+        (
+            _contiguous(call.given.weights),
+            _contiguous(call.given.biases),
             mlp.matrices,
             mlp.vectors,
-            call.inputs.term,
-            call.queries,
-            UNIT=unit,
-            BLOCK=TERM_ROWS,
-            PRECISION="tf32" if chips.dot_precision(call.dtype) == "tf32" else "ieee",
-            num_warps=4,
+        ),
+        {
+            "UNIT": unit,
+            "FEATURES": call.features,
+            "INTO": form.into,
+            "GAIN": form.gain,
+            "SHIFT": form.shift,
+            "COLUMNS": triton.next_power_of_2(max(unit.dim, *unit.widths)),
+        },
+        {"num_warps": 1},
+    )
+    if call.queries:
+        launch(
+            term_kernel,
+            (triton.cdiv(call.queries, TERM_ROWS),),
+            (
+                call.inputs.query,
+                mlp.matrices,
+                mlp.vectors,
+                call.inputs.term,
+                call.queries,
+            ),
+            {
+                "UNIT": unit,
+                "BLOCK": TERM_ROWS,
+                "PRECISION": "tf32" if chips.dot_precision(call.dtype) == "tf32" else "ieee",
+            },
+            {"num_warps": 4},
         )
 
 

@@ -15,7 +15,7 @@ from din_kernels.backends.triton.blocks import narrow
 from din_kernels.backends.triton.local_activation.descent import descend, normalizer_of, residual_of
 from din_kernels.backends.triton.local_activation.tile import (
     Pairs,
-    candidates_within,
+    chunk_of,
     keep_weights,
     open_group,
     pairs_of,
@@ -109,7 +109,7 @@ def zero_padding(grads, group, where, rows, queries, start, end, UNIT: tl.conste
     store_zeros(grads, tl.zeros_like(behind), tl.where(leads, group.start, 0), UNIT, TILE)
 
 
-@triton.jit(do_not_specialize=["rows", "queries", "turn", "first", "last", "splits", "start", "end"])
+@triton.jit(do_not_specialize=["rows", "queries", "turn", "first", "last", "splits"])
 def row_gradients_kernel(
     inputs,  # arguments.Inputs
     given,  # arguments.Given
@@ -123,8 +123,6 @@ def row_gradients_kernel(
     first,  # candidates first .. last of Q
     last,
     splits,
-    start: tl.int64,  # places start .. end
-    end: tl.int64,
     scale,
     UNIT: tl.constexpr,
     TILE: tl.constexpr,
@@ -137,7 +135,7 @@ def row_gradients_kernel(
     where = inputs.where
     kept = keep_weights(inputs.mlp, UNIT, TILE, UNIT.hidden, DTYPE)
     part = parts + tl.program_id(0).to(tl.int64) * PASS.sums_size
-    first, last = candidates_within(room.candidates, first, last)
+    first, last, start, end = chunk_of(room.chunk, first, last)
     begin, stop, step = work_of(order, first, last, splits, TILE, SHARED)
     for work in range(begin, stop, step):
         number, split = work // splits, work % splits

@@ -26,6 +26,7 @@ from din_kernels.backends.calls import (
 )
 from din_kernels.backends.triton import chips, on_device_of
 from din_kernels.backends.triton.activations import SUMS
+from din_kernels.backends.triton.launch import launch
 from din_kernels.backends.triton.local_activation.arguments import FirstGrads, Given, Order, Pass, Room
 from din_kernels.backends.triton.local_activation.first_layer import first_layer_kernel
 from din_kernels.backends.triton.local_activation.inputs import inverse_deviation, make_weights, prepare
@@ -119,22 +120,21 @@ class _Backward:
             make(call.rows, table.shape[1], dtype=dtype, device=call.device) for table in call.inputs.history.tables
         )
 
-    def _candidates_of(self, chunks: int, size: int) -> torch.Tensor:
-        """Per chunk of `size` places the first candidate that has pairs in it, and one behind the last, [chunks, 4]
-        int32 with two entries to spare: 16 bytes a chunk."""
+    def _borders(self, chunks: int, size: int) -> torch.Tensor:
+        """Room.chunk of each chunk of `size` places, [chunks, 4]; the last goes past the end of all."""
         call, where = self.call, self.call.inputs.where
-        found = torch.zeros(chunks, 4, dtype=torch.int32, device=call.device)
-        found[-1, 1] = call.queries
+        found = torch.zeros(chunks, 4, dtype=torch.int64, device=call.device)
+        found[-1, 1], found[-1, 3] = call.queries, END
         if chunks > 1:
             place = where.begin if where.place is None else where.place
             borders = torch.arange(1, chunks, device=call.device) * size
-            found[:-1, 1] = torch.searchsorted(place, borders)
+            found[:-1, 1], found[:-1, 3], found[1:, 2] = torch.searchsorted(place, borders), borders, borders
             # The one before the first that begins behind the border may reach over it.
             found[1:, 0] = (torch.searchsorted(place, borders, right=True) - 1).clamp(min=0)
         return found
 
-    def _chunks_of_places(self) -> Iterator[tuple[int, int, Room]]:
-        """First and last place of each chunk, and what row_gradients_kernel leaves of it; the last goes past the end.
+    def _chunks_of_places(self) -> Iterator[Room]:
+        """What row_gradients_kernel leaves of each chunk.
 
         Where histories are shared, the host knows the number of pairs only if weights are returned. Else chunks cover
         what it would be if all users had as many candidates, and one more takes what is beyond, mostly nothing; it has
@@ -142,7 +142,7 @@ class _Backward:
         """
         call, given = self.call, self.call.given
         if not self.chunked:
-            yield 0, END, NO_ROOM
+            yield NO_ROOM
             return
         capacity = call.rows if given.row_index is None else given.row_index.shape[0]
         known = given.query_to_user is None or given.total_pairs > 0
@@ -151,96 +151,85 @@ class _Backward:
         stride = self.made.room.stride
         size = min(places_that_fit(chips.chip(call.device), stride * call.dtype.itemsize + 4), max(capacity, 1))
         count = triton.cdiv(max(capacity, 1), size)
-        more = 0 if known else 1
-        candidates = self._candidates_of(count + more, size)
         layers, ds = torch.empty(size, stride, dtype=call.dtype, device=call.device), torch.empty(size, **self.wide)
         residual = torch.empty(2, **self.wide)
-        for number, own in enumerate(candidates.unbind()):
-            start, last = number * size, number + 1 == count + more
+        for number, chunk in enumerate(self._borders(count + (0 if known else 1), size).unbind()):
             room = NO_ROOM if number == count else Room(layers, ds, None, None)
-            yield start, END if last else start + size, room._replace(candidates=own, residual=residual)
+            yield room._replace(chunk=chunk, residual=residual)
 
-    def _launch_rows(
-        self, chunk: Chunk, made: Pass, parts: torch.Tensor, start: int, end: int, room: Room, turn: int
-    ) -> None:
-        call, launch = self.call, self.rows
+    def _launch_rows(self, chunk: Chunk, made: Pass, parts: torch.Tensor, room: Room, turn: int) -> None:
+        call, tiles = self.call, self.rows
         order = Order(None, None)
         if made.shared == "ordered":
-            order = _by_user(call.given.query_to_user, chunk, launch.programs)
-        row_gradients_kernel[(launch.programs,)](
-            chunk.inputs,
-            self.given,
-            self.history if made.stop < 0 else (),
-            room,
-            parts,
-            order,
-            call.rows,
-            call.queries,
-            turn,
-            chunk.first,
-            chunk.last,
-            launch.splits,
-            start,
-            end,
-            call.given.scale,
-            UNIT=call.unit,
-            TILE=launch.tile,
-            PASS=made,
-            **launch.options,
+            order = _by_user(call.given.query_to_user, chunk, tiles.programs)
+        launch(
+            row_gradients_kernel,
+            (tiles.programs,),
+            (
+                chunk.inputs,
+                self.given,
+                self.history if made.stop < 0 else (),
+                room,
+                parts,
+                order,
+                call.rows,
+                call.queries,
+                turn,
+                chunk.first,
+                chunk.last,
+                tiles.splits,
+                call.given.scale,
+            ),
+            {"UNIT": call.unit, "TILE": tiles.tile, "PASS": made},
+            tiles.options,
         )
 
-    def _launch_first(
-        self, chunk: Chunk, made: Pass, out: FirstGrads, start: int, end: int, room: Room, turn: int, resumed: int
-    ) -> None:
-        call, launch = self.call, self.first
-        units = (in_blocks(call.unit, launch.block),)
+    def _launch_first(self, chunk: Chunk, made: Pass, out: FirstGrads, room: Room, turn: int, resumed: int) -> None:
+        call, tiles = self.call, self.first
+        units = (in_blocks(call.unit, tiles.block),)
         if room.layers is not None:
             units = columns_apart(units[0])
         for at, unit in enumerate(units):
-            first_layer_kernel[(launch.programs,)](
+            launch(
+                first_layer_kernel,
+                (tiles.programs,),
+                (
+                    chunk.inputs,
+                    self.given,
+                    out,
+                    room,
+                    call.queries,
+                    chunk.first,
+                    chunk.last,
+                    tiles.splits,
+                    turn,
+                    resumed,
+                    call.given.scale,
+                ),
+                {"UNIT": unit, "TILE": tiles.tile, "PASS": made, "TERM": at == 0},
+                tiles.options,
+            )
+
+    def _launch_upper(self, chunk: Chunk, made: Pass, parts: torch.Tensor, room: Room, turn: int, resumed: int) -> None:
+        call, tiles = self.call, self.upper
+        unit = in_blocks(call.unit, tiles.block)
+        launch(
+            upper_layers_kernel,
+            (tiles.programs,),
+            (
                 chunk.inputs,
                 self.given,
-                out,
+                parts,
                 room,
-                call.queries,
                 chunk.first,
                 chunk.last,
-                launch.splits,
-                start,
-                end,
+                tiles.splits,
                 turn,
                 resumed,
                 call.given.scale,
-                UNIT=unit,
-                TILE=launch.tile,
-                PASS=made,
-                TERM=at == 0,
-                **launch.options,
-            )
-
-    def _launch_upper(
-        self, chunk: Chunk, made: Pass, parts: torch.Tensor, start: int, end: int, room: Room, turn: int, resumed: int
-    ) -> None:
-        call, launch = self.call, self.upper
-        unit = in_blocks(call.unit, launch.block)
-        upper_layers_kernel[(launch.programs,)](
-            chunk.inputs,
-            self.given,
-            parts,
-            room,
-            chunk.first,
-            chunk.last,
-            launch.splits,
-            start,
-            end,
-            turn,
-            resumed,
-            call.given.scale,
-            UNIT=unit,
-            TILE=launch.tile,
-            PASS=made,
-            TO=upper_places(unit.widths, unit.hidden),
-            **launch.options,
+            ),
+            {"UNIT": unit, "TILE": tiles.tile, "PASS": made, "TO": upper_places(unit.widths, unit.hidden)},
+            tiles.options,
         )
 
     def _sums_parts(self) -> torch.Tensor:
@@ -259,7 +248,7 @@ class _Backward:
         for layer in reversed(range(unit.hidden)):
             made, parts = self.made._replace(stop=layer, shared="none"), self._sums_parts()
             for chunk in chunks(self.call) if self.call.queries else ():
-                self._launch_rows(chunk, made, parts, 0, END, NO_ROOM, 0)
+                self._launch_rows(chunk, made, parts, NO_ROOM, 0)
             averages = Sums(self.call, self.sums, parts.sum(0)).of(layer) / pairs
             self.call = self.call.with_params(layer, averages[1], averages[2])
 
@@ -278,12 +267,12 @@ class _Backward:
             out = FirstGrads(
                 self.query, self.term, None if folded is None else torch.empty(folded.shape, **self.wide), first
             )
-            for turn, (start, end, room) in enumerate(self._chunks_of_places()):
-                self._launch_rows(chunk, self.made, sums, start, end, room, turn % 2)
-                resumed = int(number > 0 or start > 0)
-                self._launch_first(chunk, again, out, start, end, room, turn % 2, resumed)
+            for turn, room in enumerate(self._chunks_of_places()):
+                self._launch_rows(chunk, self.made, sums, room, turn % 2)
+                resumed = int(number > 0 or turn > 0)
+                self._launch_first(chunk, again, out, room, turn % 2, resumed)
                 if unit.hidden:
-                    self._launch_upper(chunk, again, upper, start, end, room, turn % 2, resumed)
+                    self._launch_upper(chunk, again, upper, room, turn % 2, resumed)
             counts = [self.first.programs, 0, self.upper.programs]
             if folded is not None:
                 self.outer.add(chunk, out.folded, self.query)
@@ -311,41 +300,49 @@ class _Backward:
         size = unit.widths[0] * unit.dim
         parts = torch.empty(programs, size + unit.widths[0], **self.wide)
         if call.queries:
-            query_gradients_kernel[(programs,)](
-                call.inputs,
-                self.query,
-                self.term,
-                tuple(query) if grads.need_query else (),
-                parts,
-                call.queries,
-                self.first.splits,
-                UNIT=unit,
-                BLOCK=TERM_ROWS,
-                PRECISION="ieee",
-                num_warps=8,
+            launch(
+                query_gradients_kernel,
+                (programs,),
+                (
+                    call.inputs,
+                    self.query,
+                    self.term,
+                    tuple(query) if grads.need_query else (),
+                    parts,
+                    call.queries,
+                    self.first.splits,
+                ),
+                {"UNIT": unit, "BLOCK": TERM_ROWS, "PRECISION": "ieee"},
+                {"num_warps": 8},
             )
         weights = [torch.empty(each.shape, dtype=each.dtype, device=call.device) for each in given.weights]
         biases = [torch.empty(each.shape, dtype=each.dtype, device=call.device) for each in given.biases]
         if self.outer is not None:
             weights[0] = torch.empty(unit.widths[0], unit.dim, **self.wide)
-        finish_kernel[(finish_blocks(unit.dim, unit.widths, unit.hidden, FINISH_BLOCK),)](
-            first,
-            parts,
-            upper,
-            tuple(weights),
-            tuple(biases),
-            counts[0],
-            programs,
-            counts[2],
-            UNIT=unit,
-            TO=to,
-            FEATURES=call.features,
-            INTO=call.form.into,
-            GAIN=call.form.gain,
-            SHIFT=call.form.shift,
-            BLOCK=FINISH_BLOCK,
-            EACH=FINISH_EACH,
-            num_warps=4,
+        launch(
+            finish_kernel,
+            (finish_blocks(unit.dim, unit.widths, unit.hidden, FINISH_BLOCK),),
+            (
+                first,
+                parts,
+                upper,
+                tuple(weights),
+                tuple(biases),
+                counts[0],
+                programs,
+                counts[2],
+            ),
+            {
+                "UNIT": unit,
+                "TO": to,
+                "FEATURES": call.features,
+                "INTO": call.form.into,
+                "GAIN": call.form.gain,
+                "SHIFT": call.form.shift,
+                "BLOCK": FINISH_BLOCK,
+                "EACH": FINISH_EACH,
+            },
+            {"num_warps": 4},
         )
         if not grads.need_query:
             query = [each.view(-1) for each in query]

@@ -88,11 +88,14 @@ def within(group, first, last):
 
 
 @triton.jit
-def candidates_within(chunk, first, last):
-    """Candidates first .. last; where there is a chunk of places, those that have pairs in it."""
+def chunk_of(chunk, first, last):
+    """Candidates and places of a chunk: those given and all places where there is none."""
+    start = tl.zeros([], tl.int64)
+    end = start + (1 << 62)
     if chunk is not None:
-        first, last = tl.load(chunk), tl.load(chunk + 1)
-    return first, last
+        first, last = tl.load(chunk).to(tl.int32), tl.load(chunk + 1).to(tl.int32)
+        start, end = tl.load(chunk + 2), tl.load(chunk + 3)
+    return first, last, start, end
 
 
 @triton.jit

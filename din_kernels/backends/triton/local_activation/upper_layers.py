@@ -22,7 +22,7 @@ from din_kernels.backends.triton.local_activation.descent import descend, normal
 from din_kernels.backends.triton.local_activation.first_layer import resumed_matrix
 from din_kernels.backends.triton.local_activation.tile import (
     candidates_of,
-    candidates_within,
+    chunk_of,
     keep_weights,
     open_group,
     pairs_of,
@@ -96,7 +96,7 @@ def row_sums(x):
     return out
 
 
-@triton.jit(do_not_specialize=["first", "last", "splits", "start", "end", "turn", "resumed"])
+@triton.jit(do_not_specialize=["first", "last", "splits", "turn", "resumed"])
 def upper_layers_kernel(
     inputs,  # arguments.Inputs
     given,  # arguments.Given
@@ -105,8 +105,6 @@ def upper_layers_kernel(
     first,  # candidates first .. last of Q
     last,
     splits,
-    start: tl.int64,  # places start .. end
-    end: tl.int64,
     turn,  # 0 or 1, in turns from chunk to chunk
     resumed,  # 1 where the program adds to what it stored before, else 0
     scale,
@@ -142,7 +140,7 @@ def upper_layers_kernel(
     total = UpperGrads(weights, biases, start_row(part + TO.weight_last, resumed, TOP), alone)
     if not KNOWN:
         kept = keep_weights(inputs.mlp, UNIT, TILE, HIDDEN, DTYPE)
-    first, last = candidates_within(room.candidates, first, last)
+    first, last, start, end = chunk_of(room.chunk, first, last)
     for work in range(tl.program_id(0), tl.cdiv(last - first, GROUP) * splits, tl.num_programs(0)):
         number, split = work // splits, work % splits
         if KNOWN:
