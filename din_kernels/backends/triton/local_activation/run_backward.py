@@ -136,7 +136,7 @@ class _Backward:
     def _chunks_of_places(self) -> Iterator[Room]:
         """What row_gradients_kernel leaves of each chunk.
 
-        Where histories are shared, the host knows the number of pairs only if weights are returned. Else chunks cover
+        Where candidates share histories of several users, the host knows the number of pairs only if weights are returned. Else chunks cover
         what it would be if all users had as many candidates, and one more takes what is beyond, mostly nothing; it has
         no room, so each kernel goes down its tiles itself.
         """
@@ -145,7 +145,7 @@ class _Backward:
             yield NO_ROOM
             return
         capacity = call.rows if given.row_index is None else given.row_index.shape[0]
-        known = given.query_to_user is None or given.total_pairs > 0
+        known = given.query_to_user is None or given.total_pairs > 0 or call.users == 1
         if given.query_to_user is not None:
             capacity = given.total_pairs or triton.cdiv(capacity * call.queries, max(call.users, 1))
         stride = self.made.room.stride
