@@ -11,13 +11,13 @@ NATIVE := setup.py CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATTED := $(filter %.cpp %.cu %.cuh %.h,$(NATIVE))
 
 .PHONY: demo test test-triton cubins test-cuda-emulated test-cuda-sanitized test-cpu-sanitized test-cpu-threads test-gpu gpu-check lint format docs bench
-.PHONY: build clean
+.PHONY: build clean kernel-costs kernel-costs-check
 
 demo: $(BUILT)
 	$(BIN)/din-kernels demo $(if $(DATA),--data $(DATA))
 
 test: $(BUILT) lint
-	$(BIN)/pytest -q python_tests
+	$(BIN)/pytest -q python_tests -m "not full"
 
 # Every combination of options, by Triton's interpreter; `test` runs a representative set.
 test-triton: $(BUILT)
@@ -27,12 +27,21 @@ test-triton: $(BUILT)
 cubins: $(BUILT)
 	$(BIN)/python tools/triton_cubins.py
 
-# On a machine with a GPU: build, GPU tests, benchmarks, one JSON, in under 9 minutes. With $(PYTHON) where its torch
-# sees the GPU, so that no network is needed; else with the virtual environment (TORCH must name a CUDA build then).
+# Instructions and predicted time of every Triton kernel at the house shapes, no GPU needed; writes
+# docs/results/kernel_costs.md and .json. The check, which .ci/run makes, fails where a count rose by more than 5 %.
+kernel-costs: $(BUILT)
+	$(BIN)/python tools/kernel_costs.py
+
+kernel-costs-check: $(BUILT)
+	$(BIN)/python tools/kernel_costs.py --check
+
+# On a machine with a GPU: build, GPU tests, benchmarks, one JSON, in 5 minutes; CHECK holds options, as `--full` or
+# `--parts dice`. With $(PYTHON) where its torch sees the GPU, so that no network is needed; else with the virtual
+# environment (TORCH must name a CUDA build then).
 gpu-check:
 	if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; \
-	then $(PYTHON) tools/gpu_check.py; \
-	else $(MAKE) build && $(BIN)/python tools/gpu_check.py --no-build; fi
+	then $(PYTHON) tools/gpu_check.py $(CHECK); \
+	else $(MAKE) build && $(BIN)/python tools/gpu_check.py --no-build $(CHECK); fi
 
 # Every test that needs a GPU, with every combination of options; `gpu-check` runs a representative set. With what is
 # installed beside $(PYTHON); pytest-xdist, where it is, spreads the compilations.

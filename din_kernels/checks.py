@@ -127,8 +127,12 @@ def has_storage(name: str, value: torch.Tensor) -> None:
 
 
 def is_writable(name: str, value: torch.Tensor) -> None:
-    """TypeError or ValueError unless every element of `value` has a place of its own in memory."""
+    """TypeError or ValueError unless every element of `value` has a place of its own in memory and may be written."""
     has_storage(name, value)
+    if not torch.compiler.is_compiling() and value.is_inference() and not torch.is_inference_mode_enabled():
+        raise TypeError(
+            f"{name} must not be an inference tensor where it is written outside of inference mode, got one"
+        )
     if value.is_contiguous():
         return
     if any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)):

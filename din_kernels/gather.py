@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from din_kernels import checks
 from din_kernels.hooks import changed
+from din_kernels.inference import savable
 from din_kernels.jagged import check_offsets, non_blocking, register_batch_type
 
 MAX_TABLES = 8
@@ -159,7 +160,7 @@ class Gather:
         """`[N, D]`, copied out: what kernels avoid, and the reference reads."""
         columns = [
             embedding(each, table, padding_idx, sparse=self.sparse)
-            for each, table, padding_idx in zip(self.ids, self.tables, self.padding_idx, strict=True)
+            for each, table, padding_idx in zip(savable(self.ids), self.tables, self.padding_idx, strict=True)
         ]
         return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
 

@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from gpu_model import CHIPS, Chip, resident_blocks
+
 from din_kernels import _cuda_emulated, files
 from din_kernels.backends.cuda.local_activation import CHUNK_BYTES
 from din_kernels.options import feature_width
@@ -26,22 +28,8 @@ from din_kernels.options import feature_width
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 
-class Architecture(NamedTuple):
-    """Limits of a chip (CUDA C++ programming guide, "Technical specifications per compute capability")."""
-
-    name: str
-    shared_per_block: int
-    shared_per_multiprocessor: int
-    threads_per_multiprocessor: int = 2048
-    blocks_per_multiprocessor: int = 32
-    registers_per_multiprocessor: int = 65_536
-
-
-ARCHITECTURES = (
-    Architecture("80", 163 * 1024, 164 * 1024),
-    Architecture("90a", 227 * 1024, 228 * 1024),
-    Architecture("100", 227 * 1024, 228 * 1024),
-)
+# What nvcc calls the chips whose kernels are compiled.
+ARCHITECTURES = {"80": CHIPS["sm_80"], "90a": CHIPS["sm_90"], "100": CHIPS["sm_100"]}
 
 
 class Kernel(NamedTuple):
@@ -64,7 +52,7 @@ ENTRY = re.compile(
 
 def compiled(source: Path) -> Iterator[Kernel]:
     """Every kernel of one file, for every architecture."""
-    targets = [f"-gencode=arch=compute_{each.name},code=sm_{each.name}" for each in ARCHITECTURES]
+    targets = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in ARCHITECTURES]
     with tempfile.TemporaryDirectory() as folder:
         command = [
             "nvcc",
@@ -98,7 +86,7 @@ def readable(names: list[str]) -> dict[str, str]:
     return dict(zip(names, short, strict=True))
 
 
-def tile_launch(name: str, architecture: Architecture) -> tuple[int, int]:
+def tile_launch(name: str, chip: Chip) -> tuple[int, int]:
     """Threads and shared memory of a kernel over tiles: of its precision, D = 128, H = (80, 40), 16,384 candidates with
     64 behaviours on average, or folded with 1024."""
     rows = 1 << (24 if name.endswith("true>") else 20)
@@ -126,19 +114,9 @@ def tile_launch(name: str, architecture: Architecture) -> tuple[int, int]:
         "scale": 1.0,
     }
     launch = {"precision": "highest" if "Fma" in name else "tensor cores", "chunk_bytes": CHUNK_BYTES}
-    backward, shared = "backward" in name, architecture.shared_per_block
+    backward, shared = "backward" in name, chip.shared_per_block
     plan = _cuda_emulated.local_activation_plan(call, launch, backward, 132, shared)
     return plan["threads"], plan["shared_bytes"]
-
-
-def occupancy(kernel: Kernel, architecture: Architecture, threads: int, shared: int) -> int:
-    """Blocks that run at once on a multiprocessor: registers come in units of 256 per warp, 1 KB of shared memory is
-    the system's."""
-    warps = -(-threads // 32)
-    by_registers = architecture.registers_per_multiprocessor // (-(-kernel.registers * 32 // 256) * 256 * warps)
-    by_shared = architecture.shared_per_multiprocessor // (shared + 1024)
-    by_threads = architecture.threads_per_multiprocessor // threads
-    return min(by_registers, by_shared, by_threads, architecture.blocks_per_multiprocessor)
 
 
 def report(kernels: list[Kernel]) -> Iterator[str]:
@@ -151,18 +129,18 @@ def report(kernels: list[Kernel]) -> Iterator[str]:
     yield "Shared memory and occupancy (blocks per multiprocessor) of the kernels over tiles are those of D = 128 and"
     yield "H = (80, 40); their second parameter, `true`, stands for the folded variant."
     yield ""
-    for architecture in ARCHITECTURES:
-        yield f"## sm_{architecture.name}"
+    for architecture, chip in ARCHITECTURES.items():
+        yield f"## sm_{architecture}"
         yield ""
         yield "| kernel | registers | stack | spills | shared memory | blocks per multiprocessor |"
         yield "|---|---|---|---|---|---|"
-        own = [kernel for kernel in kernels if kernel.architecture == architecture.name]
+        own = [kernel for kernel in kernels if kernel.architecture == architecture]
         for kernel in sorted(own, key=lambda each: names[each.name]):
             name = names[kernel.name]
             shared, blocks = "", ""
             if name.startswith(("local_activation_forward", "local_activation_backward")):
-                threads, shared = tile_launch(name, architecture)
-                blocks = occupancy(kernel, architecture, threads, shared)
+                threads, shared = tile_launch(name, chip)
+                blocks = resident_blocks(chip, kernel.registers, shared, -(-threads // 32))
             yield f"| `{name}` | {kernel.registers} | {kernel.stack} | {kernel.spills} | {shared} | {blocks} |"
         yield ""
 

@@ -10,7 +10,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from din_kernels import files
-from din_kernels.benchmarking import harness
-from din_kernels.benchmarking.gpu import FBGEMM, GRAPH
+from din_kernels.benchmarking import gpu_tables, harness
+from din_kernels.benchmarking.gpu_tables import OURS
 from din_kernels.benchmarking.local_activation import BUCKETED, COMPILED, COPIES, EAGER, FOLDED, FUSED
 from din_kernels.benchmarking.shapes import CPU_SHAPES
 
-OURS, BOTH = ("cuda", "triton"), ("forward", "both")
 PAGES = ("README.md", "docs/performance.md")
 PLOT = "docs/images/speed.png"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -185,76 +184,6 @@ def _cell(key: str, value: Any) -> str:
     return _digits(value) if value >= 10 else f"{value:.2f}"
 
 
-def gpu(found: list[dict[str, Any]]) -> str:
-    """Milliseconds forward / forward + backward of each house shape on each chip, and ratios to our fastest backend."""
-    rows = []
-    for chip, row, variants in gpu_rows(found):
-        cells = [
-            "" if name not in variants else "{:.3f} / {:.3f}".format(*(variants[name][w]["median_ms"] for w in BOTH))
-            for name in (*OURS, EAGER, COMPILED, FOLDED)
-        ]
-        compiled = variants.get(COMPILED)
-        over = "" if compiled is None else " / ".join(f"{compiled[what]['ratio']:.1f}x" for what in BOTH)
-        dtype = row["dtype"].removeprefix("torch.")
-        rows.append([f"{chip}: `{row['shape']}`, {dtype}", *cells, over, f"{row['share of floor']:.2f}"])
-    heads = [
-        "chip: shape",
-        *OURS,
-        EAGER,
-        COMPILED,
-        "folded by hand, compiled",
-        "over compiled",
-        "share of the floor, kernels alone",
-    ]
-    return markdown(heads, rows)
-
-
-def gpu_rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """(chip, row, its variants) of every shape that one of our backends was measured on."""
-    for result in found:
-        for row in result["rows"]:
-            if "share of floor" in row:
-                yield result["machine"]["chip"], row, row["variants"]
-
-
-def gpu_aims(found: list[dict[str, Any]]) -> str:
-    """What is asked of `gpu_train`, `serving` and the sparse step, and what came."""
-    rows = []
-
-    def add(chip, what, aim, reached, met):
-        rows.append([f"{chip}: {what}", aim, reached, "yes" if met else "no"])
-
-    for chip, row, variants in gpu_rows(found):
-        if row["shape"] == "gpu_train":
-            best = min(
-                (variants[name] for name in OURS if name in variants), key=lambda own: own["forward"]["median_ms"]
-            )
-            if COMPILED in variants:
-                peer = variants[COMPILED]
-                for what, name, aim in (("forward", "forward", 6), ("forward + backward", "both", 5)):
-                    ratio = peer[name]["ratio"]
-                    add(chip, f"{what}, over compiled", f"{aim}x", f"{ratio:.1f}x", ratio >= aim)
-                share = best["both"]["peak_mb"] / peer["both"]["peak_mb"]
-                add(chip, "peak memory, of compiled", "1/8", f"1/{1 / share:.1f}", share <= 1 / 8)
-            above = 1 / row["share of floor"]
-            add(chip, "forward, above the floor", "2.5x, cuda 1.8x", f"{above:.2f}x", above <= 2.5)
-            if set(OURS) <= set(variants):
-                triton, cuda = (variants[name].get(GRAPH, variants[name]["forward"]) for name in ("triton", "cuda"))
-                ahead = triton["median_ms"] / cuda["median_ms"]
-                add(chip, "forward, cuda over triton", "1.2x", f"{ahead:.2f}x", ahead >= 1.2)
-        if row["shape"] == "serving":
-            for name in (name for name in OURS if GRAPH in variants.get(name, {})):
-                us = 1e3 * variants[name][GRAPH]["median_ms"]
-                add(chip, f"serving in a CUDA graph, {name}", "cuda 30 us", f"{us:.1f} us", name != "cuda" or us < 30)
-    for result in found:
-        chip = result["machine"]["chip"]
-        step = result.get("sparse step", {}).get("variants", {})
-        if "ratio" in step.get(FBGEMM, {}):
-            ratio = step[FBGEMM]["ratio"]
-            add(chip, "row-wise Adagrad + MBA, over FBGEMM's", "1x", f"{ratio:.2f}x", ratio >= 1)
-    return markdown(["chip: what", "aim", "reached", "met"], rows)
-
-
 # name in the pages -> (benchmark, how its results become a table)
 TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "unit": ("local_activation", unit),
@@ -269,20 +198,42 @@ TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "call_overhead": ("call_overhead", plain),
     "training_time": ("training_time", plain),
     "training_accuracy": ("training_accuracy", plain),
-    "gpu": ("gpu_check", gpu),
-    "gpu_aims": ("gpu_check", gpu_aims),
+}
+# Those of a GPU: the part of tools/gpu_check.py that measures them, and what makes heads and rows of its results.
+GPU_TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], gpu_tables.Table]]] = {
+    "gpu": ("timings", gpu_tables.unit),
+    "gpu_aims": ("timings", gpu_tables.aims),
+    "gpu_step": ("step", gpu_tables.step),
+    "gpu_dice": ("dice", gpu_tables.dice),
+    "gpu_sparse": ("sparse", gpu_tables.sparse),
+    "gpu_counters": ("counters", gpu_tables.counters),
 }
 NOT_MEASURED = "Not measured: `make gpu-check` on a machine with a GPU.\n"
+
+
+def of_part(result: dict[str, Any], part: str) -> dict[str, Any]:
+    """The result with the commits and dates of the runs that measured this part."""
+    own = result.get("parts", {}).get(part, {})
+    rows = [row for row in result.get({"timings": "rows"}.get(part, part), ()) if "variants" in row]
+    if rows:
+        own = {key: ", ".join(dict.fromkeys(row.get(key, own.get(key, "unknown")) for row in rows)) for key in own}
+    return result | {"machine": result["machine"] | own}
 
 
 def filled(text: str, results: list[dict[str, Any]]) -> str:
     """A page with its tables from the results."""
 
     def table(match: re.Match) -> str:
+        if match[2] in GPU_TABLES:
+            part, rows_of = GPU_TABLES[match[2]]
+            found = of(results, "gpu_check")
+            heads, rows = rows_of(found)
+            made = (
+                f"{markdown(heads, rows)}\n{caption([of_part(each, part) for each in found])}" if rows else NOT_MEASURED
+            )
+            return f"{match[1]}{made}{match[3]}"
         benchmark, make = TABLES[match[2]]
         found = of(results, benchmark)
-        if benchmark == "gpu_check" and not found:
-            return f"{match[1]}{NOT_MEASURED}{match[3]}"
         return f"{match[1]}{make(found)}\n{caption(found)}{match[3]}" if found else match[0]
 
     return MARKED.sub(table, text)
@@ -334,18 +285,22 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     bars([f"{each['case']}\nD={each['shape']['D']}" for each in found], series, ratios, title, path)
 
 
+def _over_compiled(compiled: float, ours: float) -> str:
+    return "" if math.isnan(compiled / ours) else f"{compiled / ours:.1f}x"
+
+
 def plot_gpu(found: list[dict[str, Any]], folder: Path) -> list[Path]:
     """Forward and backward on each chip, per shape and variant, our fastest backend last."""
     paths = []
     for result in found:
-        rows = [(row, variants) for _, row, variants in gpu_rows([result])]
+        rows = [(row, row["variants"]) for _, row in gpu_tables.measured([result], "rows")]
 
         def ms(variants: dict[str, Any], *names: str) -> float:
             return min((variants[name]["both"]["median_ms"] for name in names if name in variants), default=math.nan)
 
         series = [(label, color, [ms(v, name) for _, v in rows]) for name, (label, color) in PEERS.items()]
         series.append(("din_kernels", OUR_COLOR, [ms(v, *OURS) for _, v in rows]))
-        ratios = [f"{v[COMPILED]['both']['ratio']:.0f}x" if COMPILED in v else "" for _, v in rows]
+        ratios = [_over_compiled(ms(v, COMPILED), ms(v, *OURS)) for _, v in rows]
         title = f"Local activation unit on {result['machine']['chip']}; label: times faster than torch.compile"
         groups = [f"{row['shape']}\n{row['dtype'].removeprefix('torch.')}" for row, _ in rows]
         paths.append(folder / "speed-{}.png".format("".join(c if c.isalnum() else "-" for c in result["case"].lower())))

@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "0"
+import machine_code
 import torch
 import triton
+from gpu_model import CHIPS
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -47,21 +49,6 @@ from din_kernels.backends.triton.local_activation import memory
 from din_kernels.backends.triton.local_activation.plan import refuses_sizes
 from din_kernels.options import ACTIVATIONS, RULES, feature_width
 
-
-class Chip(NamedTuple):
-    """What the launches ask of a chip."""
-
-    capability: int
-    multiprocessors: int
-    shared_memory: int  # bytes that a program may have
-
-
-CHIPS = {
-    "sm_80": Chip(80, 108, 166912),
-    "sm_89": Chip(89, 128, 101376),
-    "sm_90": Chip(90, 132, 232448),
-    "sm_100": Chip(100, 148, 232448),
-}
 TENSOR_MEMORY = 512  # columns of a multiprocessor of sm_100
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, SUMMARY = DOCS / "results" / "triton_cubins.md", DOCS / "performance.md"
@@ -123,18 +110,30 @@ class Offline:
         return 0
 
 
-def bound_of(launch: dict[str, Any], args: tuple, backward: bool) -> int:
+KINDS = {
+    "row_gradients_kernel": memory.ROWS,
+    "first_layer_kernel": memory.FIRST,
+    "upper_layers_kernel": memory.UPPER,
+}  # of the unit's kernels that go over all pairs; the others are of the forward
+
+
+def bound_of(launch: dict[str, Any], args: tuple, kernel: str) -> int:
     """Bytes of shared memory that a launch of the unit was taken to need at most."""
     unit, columns = launch["UNIT"], sum(launch["UNIT"].d_spans.width)
     itemsize = args[0].history.tables[0].element_size()
-    return memory.bound(columns, unit.widths, itemsize, backward, launch["TILE"])
+    return memory.bound(columns, unit.widths, itemsize, KINDS.get(kernel, memory.FORWARD), launch["TILE"])
 
 
 @contextlib.contextmanager
 def offline(chip: str, launch: Callable[..., Any]) -> Iterator[None]:
     """Within, launch(run, kernel, args, options) takes the place of every launch, as for the chip."""
     run = JITFunction.run
-    properties = CHIPS[chip]._asdict() | {"chip": chip}
+    limits = CHIPS[chip]
+    properties = {
+        "chip": chip,
+        "multiprocessors": limits.multiprocessors,
+        "shared_memory": limits.shared_per_block,
+    }
     with contextlib.ExitStack() as stack:
         for name in ("chip", "multiprocessors", "shared_memory"):
             stack.enter_context(mock.patch.object(chips, name, lambda device, name=name: properties[name]))
@@ -155,7 +154,7 @@ def compiled(chip: str, call: Callable[[], Any]) -> list[tuple[str, Any, int | N
 
     def launch(run, kernel, args, options):
         made, name = run(kernel, *args, **options), kernel.fn.__name__
-        bound = bound_of(options, args, "backward" in name) if "TILE" in options else None
+        bound = bound_of(options, args, name) if "TILE" in options else None
         found[made.hash] = name, made, bound
 
     with offline(chip, launch):
@@ -184,19 +183,24 @@ def specialized(chip: str, call: Callable[[], Any]) -> list[str]:
     return found
 
 
-def unit_call(shape: Unit, backward: bool = True) -> Callable[[], Any]:
-    """Forward and backward of the unit on tensors whose values do not matter; the backward only where it is served."""
+def unit_call(shape: Unit, backward: bool = True, length: torch.Tensor | None = None) -> Callable[[], Any]:
+    """Forward and backward of the unit on tensors whose values do not matter; the backward only where it is served.
+
+    `length` [U] holds the users' numbers of behaviours; by default each has the average.
+    """
     dim, queries = shape.dim, shape.users * shape.candidates
+    if length is None:
+        length = torch.full((shape.users,), shape.length)
     widths = [feature_width(dim, shape.features), *shape.hidden, 1]
     params = ACTIVATIONS[shape.activation].given(shape.training)
     user = torch.arange(shape.users).repeat_interleave(shape.candidates) if shape.candidates > 1 else None
     given = LocalActivationCall(
         query_tables=[torch.zeros(queries, dim, dtype=shape.dtype)],
         query_ids=[],
-        history_tables=[torch.zeros(shape.users * shape.length, dim, dtype=shape.dtype)],
+        history_tables=[torch.zeros(int(length.sum()), dim, dtype=shape.dtype)],
         history_ids=[],
-        begin=torch.arange(shape.users) * shape.length,
-        length=torch.full((shape.users,), shape.length),
+        begin=length.cumsum(0) - length,
+        length=length,
         row_index=None,
         row_mask=None,
         query_to_user=user,
@@ -251,45 +255,43 @@ def sparse_calls(entries: int = 512) -> dict[str, Callable[[], Any]]:
     return {f"sparse_update, {rule}": update(rule) for rule in RULES} | {"mba_penalty": penalty}
 
 
-def dice_call(rows: int = 4096) -> Any:
-    """Dice in training over [rows, 200] bf16, forward and backward."""
-    x, alpha = torch.zeros(rows, 200, dtype=torch.bfloat16), torch.zeros(200)
+def dice_call(rows: int = 4096, channels: int = 200, dtype: torch.dtype = torch.bfloat16, backward: bool = True) -> Any:
+    """Dice in training over [rows, channels], forward and backward."""
+    x, alpha = torch.zeros(rows, channels, dtype=dtype), torch.zeros(channels)
     call = DiceCall(x, alpha, weight=None, bias=None, mean=None, var=None, mask=None, training=True, eps=1e-8)
     y, mean, var, _ = dice.forward(call)
-    return dice.backward(call, DiceSaved(mean, var), DiceGrads(y))
+    return dice.backward(call, DiceSaved(mean, var), DiceGrads(y)) if backward else None
 
 
-def spills(sass: str) -> tuple[int, int]:
-    """Loads and stores of local memory in all, and in a loop within a loop: there once a tile, elsewhere once a
-    candidate or once a program. A loop is a jump back over 1 KB and more; shorter ones wait for a barrier."""
-    found, loops = [], []
-    for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass):
-        at = int(address, 16)
-        if re.search(r"\b(?:LDL|STL)\b", text):
-            found.append(at)
-        back = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
-        if back and at - int(back[1], 16) > 1024:
-            loops.append((int(back[1], 16), at))
-    return len(found), sum(sum(begin <= at <= end for begin, end in loops) > 1 for at in found)
+_DISASSEMBLED: dict[str, tuple[dict[str, int], machine_code.Code]] = {}
+
+
+def disassembled(kernel: Any) -> tuple[dict[str, int], machine_code.Code]:
+    """What cuobjdump says of a compiled kernel's resources (REG, STACK, LOCAL), and its machine code."""
+    if kernel.hash not in _DISASSEMBLED:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kernel.cubin"
+            path.write_bytes(kernel.asm["cubin"])
+            usage, sass = (
+                subprocess.run([NVIDIA / "cuobjdump", option, path], capture_output=True, text=True, check=True).stdout
+                for option in ("--dump-resource-usage", "--dump-sass")
+            )
+        used = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+        (code,) = machine_code.functions(sass).values()
+        _DISASSEMBLED[kernel.hash] = used, code
+    return _DISASSEMBLED[kernel.hash]
 
 
 def facts(kernel: Any) -> dict[str, Any]:
-    """Registers and stack of a cubin from cuobjdump; spills from its SASS."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(kernel.asm["cubin"])
-        usage, sass = (
-            subprocess.run([NVIDIA / "cuobjdump", option, path], capture_output=True, text=True, check=True).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
-        )
-    used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    """Registers and stack of a cubin; spills from its machine code."""
+    used, code = disassembled(kernel)
     ptx = kernel.asm["ptx"]
-    in_all, in_tiles = spills(sass)
+    in_all, in_tiles = machine_code.spills(code)
     return {
-        "registers": int(used["REG"]),
+        "registers": used["REG"],
         "spills": in_all,
         "in tiles": in_tiles,
-        "stack": int(used["STACK"]) + int(used["LOCAL"]),
+        "stack": used["STACK"] + used["LOCAL"],
         "shared": kernel.metadata.shared,
         "warps": kernel.metadata.num_warps,
         "matrix": ", ".join(name for name, word in INSTRUCTIONS.items() if word in ptx) or "none",
@@ -352,9 +354,9 @@ def main() -> int:
                     known[kernel.hash] = facts(kernel)
                 row = {"chip": chip, "call": name, "kernel": kernel_name} | known[kernel.hash]
                 rows.append(row)
-                if row["spills"] and "backward" not in kernel_name:
+                if row["in tiles"] or (row["spills"] and kernel_name not in KINDS):
                     wrong.append(f"{chip}, {name}: {kernel_name} has {row['spills']} spills")
-                most = min(CHIPS[chip].shared_memory, bound or CHIPS[chip].shared_memory)
+                most = min(CHIPS[chip].shared_per_block, bound or CHIPS[chip].shared_per_block)
                 if row["shared"] > most:
                     wrong.append(f"{chip}, {name}: {kernel_name} takes {row['shared']} bytes of {most}")
                 if kernel.metadata.tmem_size > TENSOR_MEMORY:

@@ -27,7 +27,8 @@ import torch
 from din_kernels import files
 from din_kernels.backends import unavailable, use_backend
 from din_kernels.backends.triton import chips
-from din_kernels.backends.triton.local_activation.plan import tile_shape
+from din_kernels.backends.triton.local_activation.memory import FORWARD, KINDS
+from din_kernels.backends.triton.local_activation.plan import tile_of
 from din_kernels.benchmarking.gpu import on_gpu
 from din_kernels.benchmarking.shapes import SHAPES, Inputs, Shape, inputs_of
 
@@ -54,7 +55,7 @@ def candidates(path: str) -> list[dict[str, int]]:
 def forget() -> None:
     """What was made of the stored configurations."""
     chips.configuration.cache_clear()
-    tile_shape.cache_clear()
+    tile_of.cache_clear()
 
 
 @contextlib.contextmanager
@@ -106,22 +107,27 @@ def milliseconds(call: Callable[[], Any]) -> float:
         return do_bench_cudagraph(call, rep=50, return_mode="median")
 
 
-def tries() -> list[tuple[str, str, bool, dict[str, int] | None]]:
-    """(element size, path, backward, candidate) of everything that is timed; None stands for what is stored."""
+def key_of(path: str, kind: str) -> str:
+    """What a stored configuration calls the tile of a path for one of memory.KINDS."""
+    return path if kind == FORWARD else f"{path}, {kind}"
+
+
+def tries() -> list[tuple[str, str, str, dict[str, int] | None]]:
+    """(element size, path, kind, candidate) of everything that is timed; None stands for what is stored."""
     return [
-        (size, path, backward, candidate)
-        for (size, path), backward in itertools.product(PATHS, (False, True))
+        (size, path, kind, candidate)
+        for (size, path), kind in itertools.product(PATHS, KINDS)
         for candidate in [None, *candidates(path)]
     ]
 
 
-def run_try(chip: str, size: str, path: str, backward: bool, candidate, measure: Callable) -> Any:
+def run_try(chip: str, size: str, path: str, kind: str, candidate, measure: Callable) -> Any:
     """`measure` of the path's call under a candidate; None where it does not compile or launch."""
     own: dict[str, Any] = {"fold_from": 0 if path == "folded" else NEVER}  # whatever the lengths, this path
-    key = path + ("_backward" if backward else "")
+    key = key_of(path, kind)
     with configured(chip, size, **own, **({} if candidate is None else {key: candidate})):
         try:
-            return measure(call_of(inputs_for(*PATHS[size, path]), backward))
+            return measure(call_of(inputs_for(*PATHS[size, path]), kind != FORWARD))
         except Exception as error:  # too much shared memory, say
             print(f"{size} {key} {candidate}: {type(error).__name__}", flush=True)
             return None
@@ -168,10 +174,10 @@ def search(chip: str) -> dict[str, Any]:
     """The chip's configurations: what is stored, with what was found faster."""
     table = json.loads(CONFIGS.read_text())
     found: dict[tuple[str, str], list[tuple[float, Any]]] = {}
-    for size, path, backward, candidate in tries():
-        time = run_try(chip, size, path, backward, candidate, milliseconds)
+    for size, path, kind, candidate in tries():
+        time = run_try(chip, size, path, kind, candidate, milliseconds)
         if time is not None:
-            found.setdefault((size, path + ("_backward" if backward else "")), []).append((time, candidate))
+            found.setdefault((size, key_of(path, kind)), []).append((time, candidate))
     for (size, key), times in found.items():
         stored = next((time for time, candidate in times if candidate is None), float("inf"))
         time, chosen = min(times, key=lambda each: each[0])
@@ -190,7 +196,7 @@ def main() -> int:
     if reason is None and not torch.cuda.is_available():
         reason = "torch sees no GPU"
     if reason is not None:
-        print(f"skipped: {reason}; would try {len(tries())} candidates on {2 * len(PATHS)} paths")
+        print(f"skipped: {reason}; would try {len(tries())} candidates for {len(KINDS) * len(PATHS)} tiles")
         return 0
     chip = chips.chip(torch.device("cuda", torch.cuda.current_device()))
     if options.compile:

@@ -188,6 +188,12 @@ def select(request: Request) -> str:
     return _selected(request)
 
 
+def by_reference(backend: str, device: torch.device) -> bool:
+    """Whether the public function computes by the reference itself. On the meta device nobody computes: the op's fake
+    gives results of the right shapes, and the reference, whose sizes depend on values, could not."""
+    return backend == "reference" and device.type != "meta"
+
+
 def _transform() -> str | None:
     """The transform in force that only the reference follows; torch.func.vmap is answered by the ops themselves."""
     if forward_ad._current_level >= 0:

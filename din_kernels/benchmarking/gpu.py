@@ -6,6 +6,7 @@ allocator counts beyond what lay there before.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import torch
 
 from din_kernels.backends import use_backend
 from din_kernels.backends.reference.local_activation import padded_unit
+from din_kernels.benchmarking import gpu_profile
 from din_kernels.benchmarking.harness import require_equal
 from din_kernels.benchmarking.local_activation import (
     COMPILED,
@@ -26,13 +28,13 @@ from din_kernels.benchmarking.local_activation import (
 )
 from din_kernels.benchmarking.shapes import Inputs, Shape, inputs_of, work
 from din_kernels.jagged import Jagged
-from din_kernels.optim import MBA, SparseRowWiseAdagrad
+from din_kernels.optim import MBA, SparseAdam, SparseRowWiseAdagrad
 
 Call = Callable[[], Any]
 ROUNDS = 3
 GRAPH = "forward, CUDA graph"
-TABLE = (1_000_000, 64, 52_000)  # rows, D, ids of a batch
-FBGEMM = "FBGEMM TBE, without MBA"
+TABLE, LARGE_TABLE = (1_000_000, 64, 52_000), (10_000_000, 64, 1_638_400)  # rows, D, ids of a batch
+FBGEMM, SPARSE_ADAM, ALONE = "FBGEMM TBE, without MBA", "torch.optim.SparseAdam", "gather and backward alone"
 
 
 def on_gpu(inputs: Inputs) -> Inputs:
@@ -85,16 +87,18 @@ def peak_mb(call: Call) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
+def bytes_ms(count: float) -> float:
+    """The least time in which `count` bytes are read or written, at the rate of a copy on this machine."""
+    source = torch.randn(2**28, device="cuda")  # 1 GiB, more than any cache
+    return statistics.median(device_times(source.clone)) * count / (2 * source.nbytes)
+
+
 def floor_ms(inputs: Inputs) -> dict[str, float]:
     """The least time at this machine's own rates: the history's bytes once, and the folded products."""
     dtype = inputs.query.dtype
     a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=dtype)
-    source = torch.randn(2**28, device="cuda")  # 1 GiB, more than any cache
-    product, copied = (statistics.median(device_times(call)) for call in (lambda: a @ b, source.clone))
-    return {
-        "bytes": copied * inputs.history.values.nbytes / (2 * source.nbytes),
-        "products": product * work(inputs) / (2 * 8192**3),
-    }
+    product = statistics.median(device_times(lambda: a @ b))
+    return {"bytes": bytes_ms(inputs.history.values.nbytes), "products": product * work(inputs) / (2 * 8192**3)}
 
 
 # --- the unit ---------------------------------------------------------------------------------------------------------
@@ -194,6 +198,12 @@ def benchmark(shape: Shape, deadline: float, backends: Sequence[str]) -> dict[st
     for what, each in calls.items():
         for name, row in timed(each, backends).items():
             result["variants"][name].setdefault(what, {}).update(row)
+    for name, (forward, both) in runs.items():
+        for what, call in (("forward", forward), ("both", both)):
+            if time.monotonic() < deadline:
+                # A profile takes a third of a second: ours alone.
+                more = gpu_profile.profiled(call) if name in backends else {"host_ms": gpu_profile.host_ms(call)}
+                result["variants"][name][what] |= more
     ours = [result["variants"][name] for name in backends if name in result["variants"]]
     if ours:
         result["floor_ms"] = floor_ms(inputs)
@@ -242,28 +252,33 @@ def captured(call: Call) -> Call:
 
 
 def sparse_steps(backends: Sequence[str], device: str = "cuda", table: tuple[int, int, int] = TABLE) -> dict[str, Call]:
-    """Gather, backward and step by name: ours with MBA per backend, FBGEMM's table without it where it is installed."""
+    """Gather, backward and step by name: ours with MBA per backend, row-wise Adagrad under the backend's name and Adam;
+    torch's SparseAdam without MBA; FBGEMM's table without it where it is installed."""
     rows, dim, entries = table
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(rows, dim, generator=generator)
+    generator = torch.Generator(device).manual_seed(0)
+    weight = torch.randn(rows, dim, generator=generator, device=device)
     # Zipf with exponent 1: most ids come from the head of the table.
-    ids = (rows ** torch.rand(entries, generator=generator)).long().clamp(max=rows - 1).to(device)
-    grad = torch.randn(entries, dim, generator=generator).to(device)
-    counts = torch.randint(1, 50, (rows,), generator=generator).to(device)
+    ids = (rows ** torch.rand(entries, generator=generator, device=device)).long().clamp(max=rows - 1)
+    grad = torch.randn(entries, dim, generator=generator, device=device)
+    counts = torch.randint(1, 50, (rows,), generator=generator, device=device)
+    embedding = torch.nn.Embedding.from_pretrained(weight, freeze=False, sparse=True)
 
-    def ours(name):
-        embedding = torch.nn.Embedding.from_pretrained(weight.to(device, copy=True), freeze=False, sparse=True)
-        optimizer = SparseRowWiseAdagrad(embedding.parameters(), lr=0.01, mba=MBA(0.01, counts))
-
+    def step_of(optimizer, name: str | None = None) -> Call:
         def step():
-            optimizer.zero_grad()
+            embedding.zero_grad()
             embedding(ids).backward(grad)
-            with use_backend(name, ops=("sparse_update",)):
-                optimizer.step()
+            if optimizer is not None:
+                with contextlib.nullcontext() if name is None else use_backend(name, ops=("sparse_update",)):
+                    optimizer.step()
 
         return step
 
-    steps = {name: ours(name) for name in backends}
+    steps = {}
+    for name in backends:
+        steps[name] = step_of(SparseRowWiseAdagrad([embedding.weight], lr=0.01, mba=MBA(0.01, counts)), name)
+        steps[f"{name}, Adam"] = step_of(SparseAdam([embedding.weight], lr=0.01, mba=MBA(0.01, counts)), name)
+    steps[SPARSE_ADAM] = step_of(torch.optim.SparseAdam([embedding.weight], lr=0.01))
+    steps[ALONE] = step_of(None)
     try:
         from fbgemm_gpu.split_embedding_configs import EmbOptimType
         from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
@@ -289,11 +304,11 @@ def sparse_steps(backends: Sequence[str], device: str = "cuda", table: tuple[int
     return steps
 
 
-def sparse(backends: Sequence[str]) -> dict[str, Any]:
-    """Times and memory of `sparse_steps`; ratios to our fastest."""
+def sparse(backends: Sequence[str], table: tuple[int, int, int] = TABLE) -> dict[str, Any]:
+    """Times, kernels and memory of `sparse_steps`; ratios to our fastest row-wise Adagrad."""
     rows: dict[str, dict[str, Any]] = {}
     runs = {}
-    for name, step in sparse_steps(backends).items():
+    for name, step in sparse_steps(backends, table=table).items():
         try:
             step()
             rows[name] = {"peak_mb": peak_mb(step)}
@@ -302,5 +317,5 @@ def sparse(backends: Sequence[str]) -> dict[str, Any]:
         else:
             runs[name] = step
     for name, found in timed(runs, backends).items():
-        rows[name] |= found
-    return {"about": "row-wise Adagrad with MBA, table {} x {}, {} ids".format(*TABLE), "variants": rows}
+        rows[name] |= found | gpu_profile.profiled(runs[name])
+    return {"about": "row-wise Adagrad with MBA, table {} x {}, {} ids".format(*table), "variants": rows}

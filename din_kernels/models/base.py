@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from din_kernels.data.batches import Batch
+from din_kernels.inference import savable
 from din_kernels.models.config import DINConfig
 from din_kernels.models.embeddings import Embeddings, Lookups
 from din_kernels.models.inputs import check_inputs
@@ -98,6 +99,7 @@ class Model(nn.Module):
         """
         inputs = inputs_of(batch)
         check_inputs(self.config, self.embeddings, inputs)
+        inputs = savable(inputs)
         traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         sparse = any(getattr(each, "sparse", False) for each in (*self.embeddings.values(), self.item_bias))
         apart = traced and sparse and torch.is_grad_enabled()

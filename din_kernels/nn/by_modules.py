@@ -87,6 +87,8 @@ def attend_by_modules(unit, reason: str, query, history, query_to_user, return_w
     check_statistics(unit.stats, history)
     options = {"beyond_kernels": f"{reason}, which kernels do not see"}
     backends.select(backends.Request("local_activation", query.device.type, query.dtype, options))
+    if query.device.type == "meta":
+        raise ValueError(f"query must have values where modules are called one by one ({reason}), got the meta device")
     dice_training = any(isinstance(each, Dice) and each.training for each in unit.activations.modules())
     layout = rows_of(history, padded_statistics=unit.stats == "padded" and dice_training)
     if query_to_user is not None:

@@ -63,6 +63,16 @@ class Dice(nn.Module):
             self.register_buffer("num_batches_tracked", torch.empty((), dtype=torch.int64, device=device))
         self.reset_parameters()
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        """As torch's, but that nothing of the module is loaded where its count of batches is none: cast to an integer,
+        NaN or a fraction would be some other count."""
+        name = prefix + "num_batches_tracked"
+        given = state_dict.get(name) if hasattr(self, "num_batches_tracked") else None
+        if isinstance(given, torch.Tensor) and not _is_count(given):
+            errors.append(f"{name} must be a whole number of at least 0, got {given.tolist()}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
     def reset_parameters(self) -> None:
         """As constructed: alpha and bias 0, weight 1, and the running statistics too."""
         nn.init.zeros_(self.alpha)
@@ -170,3 +180,12 @@ class Dice(nn.Module):
     def extra_repr(self) -> str:
         affine = ", affine=True" if self.weight is not None else ""
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}{affine}"
+
+
+def _is_count(tensor: torch.Tensor) -> bool:
+    """Whether the number can be one of batches; of a tensor without values its dtype alone is known."""
+    if tensor.dtype not in checks.REAL_DTYPES:
+        return False
+    if not checks.values_readable(tensor) or not tensor.dtype.is_floating_point:
+        return not checks.values_readable(tensor) or bool((tensor >= 0).all())
+    return bool(((tensor >= 0) & (tensor < 2**63) & (tensor == tensor.floor())).all())

@@ -14,6 +14,7 @@ from din_kernels.backends.calls import (
     arithmetic_dtype,
 )
 from din_kernels.backends.reference.dice import dice as _reference
+from din_kernels.inference import savable
 from din_kernels.ops.direct import run
 from din_kernels.ops.registration import Given, Gradient, Op, register
 
@@ -153,7 +154,8 @@ def dice(
         training=training,
         eps=float(eps),
     )
-    if backend == "reference":
+    if backends.by_reference(backend, x.device):
+        call = savable(call)
         result = DiceResult(
             *_reference(
                 call.x, call.alpha, call.mean, call.var, call.training, call.eps, call.mask, call.weight, call.bias

@@ -15,6 +15,7 @@ from din_kernels.backends.calls import (
     arithmetic_dtype,
 )
 from din_kernels.backends.reference.mba_penalty import mba_penalty as _reference
+from din_kernels.inference import savable
 from din_kernels.jagged import Jagged
 from din_kernels.ops.direct import run
 from din_kernels.ops.registration import Given, Gradient, Op, register
@@ -101,9 +102,10 @@ def _one_table(weight, ids, counts, coeff, padding_idx, sparse) -> torch.Tensor:
         padding_idx=-1 if padding_idx is None else int(padding_idx),
         sparse=sparse,
     )
-    if backend == "reference":
+    if backends.by_reference(backend, weight.device):
         _check_values(call)
-        return _reference(weight, ids, counts, call.coeff, padding_idx, sparse)
+        call = savable(call._replace(counts=counts.detach()))
+        return _reference(call.weight, call.ids, call.counts, call.coeff, padding_idx, sparse)
     return run(OP, call, backend).penalty
 
 
@@ -124,8 +126,10 @@ def mba_penalty(
         weight: `[V, D]`, an embedding table; or a list of tables, whose penalties are added.
         ids: int64 or int32 tensor of any shape, or a Jagged of ids, those of the batch; duplicates count once. One per
             table where weight is a list.
-        counts: `[V]`, n_j: the number of training samples in which id j appears; 0 (an id that training never saw)
-            counts as 1, since a batch that holds the id is a sample of it. One per table where weight is a list.
+        counts: `[V]`, n_j: the number of training samples in which id j appears. 0 counts as 1: an id that the counted
+            data never held, as new ids of a stream and held-out ones, is in one sample at least, that of this batch. A
+            negative count or NaN of an id of the batch is refused. Counts get no gradient. One per table where weight
+            is a list.
         coeff: the paper's lambda, at least 0.
         padding_idx: an id that is never regularized.
         sparse: whether weight's gradient is a coalesced sparse tensor of the unique rows, as for

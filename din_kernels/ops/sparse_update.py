@@ -83,6 +83,19 @@ def _check_hyper(at: int, hyper: Hyper) -> None:
             checks.number(f"hyper.{name} of table {at}", value, at_least=None if signed else 0)
 
 
+def _readable(table: Table) -> Table:
+    """The table with counts `[V]` whose numbers lie in memory one behind the other.
+
+    torch sees to that for every tensor that an op is given but those in a list of optional ones: a negated view, or one
+    of its zero tensors, would reach a kernel as memory that holds other numbers.
+    """
+    counts = table.counts
+    if counts is None or torch.compiler.is_compiling():
+        return table
+    counts = counts.clone() if counts._is_zerotensor() else counts.resolve_neg().contiguous()
+    return table._replace(counts=counts)
+
+
 def _request(table: Table) -> backends.Request:
     asked = {
         "rows": backends.extent(table.weight.shape[0]),
@@ -117,15 +130,17 @@ def sparse_update(tables: list[Table], rule: str, *, counts_checked: bool = Fals
     checks.one_of("rule", rule, RULES)
     checks.flag("counts_checked", counts_checked)
     tables = checks.listed("tables", tables, "tables")
-    served: dict[str, list[Table]] = {}
     for at, table in enumerate(tables):
         _check_table(at, table, rule, counts_checked)
+    tables = [_readable(table) for table in tables]
+    served: dict[str, list[Table]] = {}
+    for table in tables:
         served.setdefault(backends.select(_request(table)), []).append(table)
     calls = {backend: SparseUpdateCall.of(group, rule) for backend, group in served.items()}
     if "reference" in calls or len(calls) > 1:  # one call checks its ids before it writes, several need this
         _check_values(SparseUpdateCall.of(tables, rule))
     for backend, call in calls.items():
-        if backend == "reference":
+        if backends.by_reference(backend, call.device):
             for t in call.tables():
                 _reference(rule, t.weight, t.states, t.ids, t.grads, t.counts, t.padding_idx, t.hyper)
         else:

@@ -102,9 +102,9 @@ class MBACounts:
         Raises:
             TypeError, ValueError, IndexError: naming the argument, what was expected and what came; nothing is counted.
         """
-        if self.values.is_inference() and not torch.is_inference_mode_enabled():
-            raise TypeError("counts must not be an inference tensor where observe changes them, got one")
         checks.is_writable("counts", self.values)
+        if self.values.device.type == "meta":
+            raise TypeError("counts must have values that observe can add to, got a tensor on the meta device")
         if sample_offsets is not None:
             checks.is_tensor("ids", ids, 1, "[N] with sample_offsets")
             check_offsets(sample_offsets, ids.shape[0], "ids", ids, "sample_offsets")
@@ -134,10 +134,22 @@ class MBACounts:
         """Restores the counts in place.
 
         Raises:
-            ValueError: counts of another table size, counted otherwise, negative, or fractional where these are whole.
+            TypeError, ValueError: counts of another table size, counted otherwise, negative, not real, without values,
+                or fractional where these are whole. They are as before then.
         """
+        self._check_state(state)
+        self.values.copy_(state["values"])
+        self._checked = self._version()
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        """TypeError or ValueError where `load_state_dict` cannot take it."""
+        _check_entries("counts", state, ("values", "count"))
         values = state["values"]
+        checks.is_tensor("counts", values, 1, "[V]")
+        checks.is_real("counts", values)
         checks.has_shape("counts", values, tuple(self.values.shape), " (rows of the table)")
+        if values.device.type == "meta" and self.values.device.type != "meta":
+            raise TypeError("counts must have values, got a tensor on the meta device")
         if state["count"] != self.count:
             raise ValueError(f"count must be {self.count!r}, got {state['count']!r}")
         _check_counts(values)
@@ -146,11 +158,17 @@ class MBACounts:
             raise ValueError(
                 f"counts must be whole numbers, as those they are loaded into, got {values.dtype} fractions"
             )
-        self.values.copy_(values)
-        self._checked = self._version()
 
     def __repr__(self) -> str:
         return f"MBACounts(rows={self.values.shape[0]}, count={self.count!r})"
+
+
+def _check_entries(name: str, state, entries: tuple[str, ...]) -> None:
+    """TypeError or ValueError unless a state to load is a dict with these entries."""
+    checks.is_mapping(name, state, "saved entries")
+    for entry in entries:
+        if entry not in state:
+            raise ValueError(f"{name} must hold {entry!r}, got {', '.join(map(repr, state)) or 'none'}")
 
 
 def _check_counts(values: torch.Tensor) -> None:
@@ -188,7 +206,9 @@ class MBA:
 
     Args:
         coeff: the paper's lambda, at least 0.
-        counts: `[V]` tensor or `MBACounts`, n_j per row of the group's table.
+        counts: `[V]` tensor or `MBACounts`, n_j per row of the group's table. In a step n_j = 0 counts as 1: an id that
+            the counted data never held, as new ids of a stream and held-out ones, is in one sample at least, that of
+            this batch. Negative counts, NaN and infinity are refused.
         padding_idx: a row that the step never touches, neither by gradients nor by regularization. Libraries often
             have a row 0 that is padding without saying so.
         decoupled: see above.
@@ -213,10 +233,13 @@ class MBA:
         self._set(coeff, padding_idx, decoupled)
 
     def _set(self, coeff: float, padding_idx: int | None, decoupled: bool) -> None:
+        self._check_settings(coeff, padding_idx, decoupled)
+        self.coeff, self.padding_idx, self.decoupled = float(coeff), padding_idx, decoupled
+
+    def _check_settings(self, coeff, padding_idx, decoupled) -> None:
         checks.number("coeff", coeff, at_least=0)
         checks.row_of("padding_idx", padding_idx, self.counts.values.shape[0], "rows of counts")
         checks.flag("decoupled", decoupled)
-        self.coeff, self.padding_idx, self.decoupled = float(coeff), padding_idx, decoupled
 
     def observe(self, ids, sample_offsets=None) -> None:
         """Counts a batch of samples, before the step that trains on it; see `MBACounts.observe`."""
@@ -228,13 +251,27 @@ class MBA:
         return settings | {"counts": self.counts.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores settings, and counts in place."""
+        """Restores settings, and counts in place.
+
+        Raises:
+            TypeError, ValueError, IndexError: a setting or the counts, by name. All is as before then.
+        """
+        self.check_state(state)
         self.counts.load_state_dict(state["counts"])
         self._set(state["coeff"], state["padding_idx"], state["decoupled"])
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """TypeError, ValueError or IndexError where `load_state_dict` cannot take it."""
+        _check_entries("mba", state, ("coeff", "padding_idx", "decoupled", "counts"))
+        self.counts._check_state(state["counts"])
+        self._check_settings(state["coeff"], state["padding_idx"], state["decoupled"])
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> MBA:
         """A new one from `state_dict()`."""
+        _check_entries("mba", state, ("coeff", "padding_idx", "decoupled", "counts"))
+        _check_entries("counts", state["counts"], ("values", "count"))
+        checks.is_tensor("counts", state["counts"]["values"], 1, "[V]")
         counts = MBACounts(state["counts"]["values"].clone(), state["counts"]["count"])
         return cls(state["coeff"], counts, state["padding_idx"], state["decoupled"])
 

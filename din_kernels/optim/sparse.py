@@ -18,6 +18,9 @@ class SparseOptimizer(torch.optim.Optimizer):
     use's gradient to the other's. On a CPU it cannot do so in fp16 or bf16: such a table is used once in a step, or
     through `din_kernels.models`, which joins its uses, and its gradient is not accumulated over several backwards.
 
+    With `mba`, coeff * w_j / n_j joins the gradient of each id of the batch; n_j = 0, an id that the counted data never
+    held, counts as 1 (see `MBA`).
+
     States are made when a table is added, and follow it to another device or dtype at the next step.
     """
 
@@ -130,7 +133,13 @@ class SparseOptimizer(torch.optim.Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's; counts are restored into the MBA objects that the groups hold."""
+        """As torch's; counts are restored into the MBA objects that the groups hold.
+
+        Raises:
+            TypeError, ValueError, IndexError: a saved number, state or `mba` that cannot be taken, by its name; the
+                optimizer is as before then.
+        """
+        self._check_saved(state_dict)
         held = [group["mba"] for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, mba in zip(self.param_groups, held, strict=True):
@@ -141,6 +150,35 @@ class SparseOptimizer(torch.optim.Optimizer):
                 mba = MBA.from_state_dict(saved)
             group["mba"] = mba if saved is not None else None
         self._restore_wide_states(state_dict)
+
+    def _check_saved(self, state_dict: dict[str, Any]) -> None:
+        """Raises before anything is written where a saved number, state or `mba` cannot be taken."""
+        checks.is_mapping("state_dict", state_dict, "saved entries")
+        for name in ("state", "param_groups"):
+            if name not in state_dict:
+                raise ValueError(f"state_dict must hold {name!r}, got {', '.join(map(repr, state_dict)) or 'none'}")
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):  # torch compares lengths
+            mba = saved.get("mba")
+            self.check_numbers({**group, **saved, "mba": None})
+            if mba is not None and group["mba"] is not None:
+                group["mba"].check_state(mba)
+            elif mba is not None:
+                made = MBA.from_state_dict(mba)
+                _check_tables({"params": group["params"], "mba": made})
+            for index, parameter in zip(saved["params"], group["params"], strict=False):
+                self._check_saved_state(state_dict["state"].get(index, {}), self.rule(saved), parameter)
+
+    def _check_saved_state(self, state: dict[str, Any], rule: str, parameter: torch.Tensor) -> None:
+        checks.is_mapping("state", state, "saved states")
+        checks.number("step", state.get("step", 0), at_least=0)
+        for name, shape in zip(self.state_names, RULES[rule], strict=False):
+            if name not in state:
+                continue
+            checks.is_tensor(name, state[name])
+            checks.is_floating(name, state[name])
+            checks.has_shape(name, state[name], tuple(parameter.shape if shape == "VD" else parameter.shape[:1]))
+            if state[name].device.type == "meta" and parameter.device.type != "meta":
+                raise TypeError(f"{name} must have values, got a tensor on the meta device")
 
     def _restore_wide_states(self, state_dict: dict[str, Any]) -> None:
         """torch casts loaded states to their parameter's dtype; those of fp16 and bf16 tables stay fp32."""

@@ -3,7 +3,10 @@ nobody wrote."""
 
 import ctypes
 import itertools
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,19 @@ def run_unit(call: dict, described: Description) -> torch.Tensor:
     result = result._replace(logsumexp=result.logsumexp.double())
     _cpu.local_activation_forward(call, described.of(result), 1)
     return result.pooled
+
+
+def test_a_feature_set_without_columns_is_refused(tmp_path):
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    flags = ["-std=c++17", "-O0", "-DDIN_KERNELS_ISA=baseline", f"-I{CSRC / 'include'}", f"-I{CSRC / 'cpu'}"]
+    sources = [
+        path for part in ("tests/features", "common/*", "local_activation/*") for path in CSRC.glob(f"cpu/{part}.cpp")
+    ]
+    subprocess.run([compiler, *flags, *sources, "-o", tmp_path / "features"], check=True)
+    done = subprocess.run(tmp_path / "features", check=True, text=True, capture_output=True)
+    assert done.stdout == "features must be a set whose columns the CPU kernels know, got number 3\n"
 
 
 def test_a_description_made_of_the_named_tuple_is_served():

@@ -198,3 +198,13 @@ def test_width_beyond_every_tile_is_refused_with_the_kernel_and_the_limit(emulat
 
 def test_house_shape_keeps_weight_gradients_in_shared_memory_on_hopper(emulated):
     assert plan(emulated, 128, (80, 40), "bfloat16", True, 227 * 1024)["gradient_in_shared"]
+
+
+def test_a_feature_set_without_columns_is_refused(tmp_path):
+    """The program prints the columns of q, k, q - k, q * k and q k^T (-1: none), and how many there are in all."""
+    known = {"concat": "0 3 6 9 -1 12", "product": "0 3 -1 6 -1 9", "outer": "0 3 -1 -1 6 15"}
+    assert list(known) == list(FEATURES)
+    numbers = map(str, range(len(known) + 1))
+    done = subprocess.run([compiled("features", tmp_path), *numbers], check=True, text=True, capture_output=True)
+    refused = "features must be a set whose columns the CUDA kernels know, got number 3"
+    assert done.stdout.splitlines() == [*known.values(), refused]

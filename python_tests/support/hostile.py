@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+import din_kernels as dk
+
 
 class Subclass(torch.Tensor):
     """A tensor of a class of its own, as libraries make them."""
@@ -111,6 +113,22 @@ NUMBERS = _ANYTHING | {
 }
 
 OTHERS = _ANYTHING | {"a number": 3, "a float": 0.5, "a long string": "no such name", "dtype": torch.float8_e4m3fn}
+
+
+def on_meta(value):
+    """Every tensor of nested arguments on the meta device, where it has a shape and no numbers."""
+    if isinstance(value, torch.Tensor):
+        moved = value.detach().to("meta")
+        if value.requires_grad and value.is_leaf:
+            moved.requires_grad_()
+        return nn.Parameter(moved, value.requires_grad) if isinstance(value, nn.Parameter) else moved
+    if isinstance(value, dk.Jagged):
+        return dk.Jagged(on_meta(value.values), on_meta(value.offsets))
+    if isinstance(value, list):
+        return [on_meta(each) for each in value]
+    if isinstance(value, dict):
+        return {name: on_meta(each) for name, each in value.items()}
+    return value
 
 
 def replacements(valid) -> list[str]:

@@ -31,7 +31,7 @@ def array(tensor) -> np.ndarray:
     assert isinstance(tensor, torch.Tensor), f"{type(tensor).__name__} was taken for a tensor"
     plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
     assert plain and not tensor.is_complex(), f"{tensor.layout} {tensor.dtype} was taken for a plain tensor"
-    return tensor.detach().double().as_subclass(torch.Tensor).numpy()
+    return tensor.detach().double().as_subclass(torch.Tensor).numpy(force=True)
 
 
 def ids(tensor) -> np.ndarray:
@@ -57,6 +57,11 @@ def flag(value) -> bool:
     """A bool."""
     assert isinstance(value, bool), f"{value!r} was taken for a bool"
     return value
+
+
+def counts_of_rows(rng) -> torch.Tensor:
+    """n_j of a table's ROWS rows, whole or floating; an id that no sample held has 0."""
+    return torch.tensor([3, 1, 0, 2, 5, 4], dtype=(torch.int64, torch.float32)[rng.integers(2)])
 
 
 def floats(rng, *shape, dtype=torch.float32):
@@ -279,7 +284,7 @@ def _dice_module_expected(given):
 def _penalty_arguments(rng):
     return {
         "weight": floats(rng, ROWS, DIM).requires_grad_(), "ids": torch.tensor([[0, 1, 1], [4, 5, 0]]),
-        "counts": torch.tensor([3, 1, 0, 2, 5, 4]), "coeff": 0.1, "padding_idx": 0 if rng.integers(2) else None,
+        "counts": counts_of_rows(rng), "coeff": 0.1, "padding_idx": 0 if rng.integers(2) else None,
         "sparse": bool(rng.integers(2)),
     }  # fmt: skip
 
@@ -301,7 +306,7 @@ def _update_arguments(rng):
     states = {"sgd": 0, "momentum": 1, "adagrad": 1, "adam": 2}[rule]
     return {
         "rule": rule, "weight": floats(rng, ROWS, DIM), "states": [torch.ones(ROWS, DIM) for _ in range(states)],
-        "ids": torch.tensor([1, 1, 4]), "grads": floats(rng, 3, DIM), "counts": torch.tensor([3, 1, 0, 2, 5, 4]),
+        "ids": torch.tensor([1, 1, 4]), "grads": floats(rng, 3, DIM), "counts": counts_of_rows(rng),
         "padding_idx": None, "lr": 0.1, "step": 0.1, "beta1": 0.5, "beta2": 0.75, "eps": 0.1, "coeff": 0.2,
         "maximize": False, "decoupled": bool(rng.integers(2)), "hyper": None,
     }  # fmt: skip
@@ -386,8 +391,7 @@ def _optimizer(name: str) -> Call:
 
 
 def _mba_arguments(rng):
-    counts = torch.tensor([3, 1, 0, 2, 5, 4])
-    return {"coeff": 0.1, "counts": counts, "padding_idx": 2, "decoupled": False}
+    return {"coeff": 0.1, "counts": counts_of_rows(rng), "padding_idx": 2, "decoupled": False}
 
 
 def _run_mba(given):
@@ -409,7 +413,7 @@ def _counts_arguments(rng):
     packed = bool(rng.integers(2))
     given_ids = torch.tensor([0, 1, 1, 4, 5]) if packed else torch.tensor([[0, 1, 1], [4, 5, 0]])
     return {
-        "counts": torch.tensor([3, 1, 0, 2, 5, 4]), "count": str(rng.choice(["samples", "occurrences"])),
+        "counts": counts_of_rows(rng), "count": str(rng.choice(["samples", "occurrences"])),
         "ids": given_ids, "sample_offsets": torch.tensor([0, 2, 5]) if packed else None,
     }  # fmt: skip
 

@@ -35,6 +35,12 @@ def test_triton_serves_real_programs_in_the_interpreter():
     assert done.returncode == 0 and re.search(r"\b10 passed", done.stdout), done.stdout[-5000:]
 
 
+def test_hostile_calls_have_the_same_outcome_in_the_interpreter():
+    script = ("python_tests/ops/test_hostile.py", "-k", "triton", "-m", "not full")
+    done = run("-m", "pytest", "-q", "-W", "ignore", *script, interpret="1")
+    assert done.returncode == 0 and re.search(r"\b25 passed", done.stdout), done.stdout[-5000:]
+
+
 MATRIX = {"sm_80": "mma", "sm_89": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
 
 

@@ -14,7 +14,7 @@ from support.large_values import silu_is_torchs
 
 import din_kernels as dk
 from din_kernels.backends.triton import INTERPRETED, chips
-from din_kernels.backends.triton.local_activation import inputs, outer, parts, run
+from din_kernels.backends.triton.local_activation import inputs, outer, places, run_backward, run_forward, weights
 from din_kernels.backends.triton.local_activation import plan as plans
 from din_kernels.gather import Gather
 from din_kernels.ops.local_activation import FEATURES, NORMALIZATIONS
@@ -205,16 +205,43 @@ def test_rows_beyond_2_to_31_elements_are_found():
 def test_short_histories_fold_in_fp32_and_are_grouped_in_half_precision(monkeypatch):
     monkeypatch.undo()
     seen = []
-    monkeypatch.setattr(run, "plan", lambda *a, **k: seen.append(plans.plan(*a, **k)) or seen[-1])
+    for each in (run_forward, run_backward):
+        monkeypatch.setattr(each, "plan", lambda *a, **k: seen.append(plans.plan(*a, **k)) or seen[-1])
     for dtype in (torch.float32, torch.bfloat16):
         holds(make_case("concat", "sigmoid", "softmax", "packed", **SHAPES["grouped"]), dtype)
-    assert [each.tile.folded for each in seen] == [True, True, False, False]
+    assert [each.tile.folded for each in seen] == [True] * 4 + [False] * 4
 
 
 def test_outer_is_the_same_in_chunks_of_candidates(monkeypatch):
     case = make_case("outer", "sigmoid", "none", "packed", **SHAPES["folded"])
     monkeypatch.setattr(outer, "CHUNK_BYTES", 2 * 24 * 19 * 4)
     holds(case, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", ["folded", "grouped", "split", "no hidden layer"])
+def test_gradients_are_the_same_in_chunks_of_places(monkeypatch, shape, layout, dtype):
+    monkeypatch.setattr(run_backward, "places_that_fit", lambda *_: 29)
+    holds(make_case("concat", "sigmoid", "softmax", layout, **SHAPES[shape]), dtype)
+
+
+@pytest.mark.parametrize("size", [29, 10_000])
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_more_pairs_than_even_candidates_would_have_get_their_gradients(monkeypatch, normalize, size):
+    """Without returned weights the host does not know their number: here it is twice that of even candidates."""
+    monkeypatch.setattr(run_backward, "places_that_fit", lambda *_: size)
+    generator = torch.Generator().manual_seed(0)
+    unit = dk.nn.LocalActivationUnit(19, (24, 9), normalize=normalize)
+    leaves = [torch.randn(rows, 19, generator=generator).requires_grad_() for rows in (5, 100)]
+    history = dk.Jagged(leaves[1], torch.tensor([0, 3, 80, 80, 100]))
+    towards, found = torch.randn(5, 19, generator=generator), {}
+    for backend in ("triton", "reference"):
+        with dk.use_backend(backend):
+            pooled = unit(leaves[0], history, query_to_user=torch.tensor([1, 0, 1, 1, 2]))
+        found[backend] = torch.autograd.grad(pooled, [*leaves, *unit.parameters()], towards)
+    for ours, right in zip(*found.values(), strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
 
 
 def test_float64_is_refused_with_a_reason():
@@ -226,11 +253,12 @@ def test_float64_is_refused_with_a_reason():
 def test_tiles_shrink_to_a_chips_shared_memory_and_a_unit_too_wide_for_the_least_is_refused(monkeypatch):
     sizes, seen = SHAPES["grouped"] | {"dim": 64, "hidden": (80, 40)}, []
     case = make_case("concat", "sigmoid", "none", "packed", **sizes)
-    monkeypatch.setattr(run, "plan", lambda *a, **k: seen.append(plans.plan(*a, **k)) or seen[-1])
+    for each in (run_forward, run_backward):
+        monkeypatch.setattr(each, "plan", lambda *a, **k: seen.append(plans.plan(*a, **k)) or seen[-1])
     for limit, folded in ((232_448, False), (60_000, True)):
         monkeypatch.setattr(chips, "shared_memory", lambda device, limit=limit: limit)
         holds(case, torch.float32)
-        assert [each.tile.folded for each in seen[-2:]] == [folded, folded]
+        assert [each.tile.folded for each in seen[-4:]] == [folded] * 4
     monkeypatch.setattr(chips, "shared_memory", lambda device: 50_000)
     with pytest.raises(dk.BackendError, match=r"D = 64 and H = \(80, 40\) take up to .* the chip has 50,000"):
         list(deviations(case, "triton", torch.float32))
@@ -248,7 +276,7 @@ def test_without_gradients_a_unit_whose_backward_alone_is_too_wide_is_served(mon
 
 
 def test_what_follows_from_sizes_alone_is_made_once_and_not_in_every_call():
-    made = [inputs.unit_of, plans.tile_shape, parts.layout_of]
+    made = [inputs.unit_of, plans.tile_of, places.room_places, weights.weight_places]
     counts = []
     for lengths in ((3, 1), (2, 2, 9), (1, 4)):
         holds(make_case("concat", "sigmoid", "none", "packed", lengths=lengths, dim=7, hidden=(5,)), torch.float32)
@@ -263,7 +291,7 @@ def test_matrix_precision_is_that_of_torch():
         torch.set_float32_matmul_precision(precision)
         found.append(chips.dot_precision(torch.float32))
     torch.set_float32_matmul_precision(before)
-    assert found == ["ieee", "tf32", "tf32"]
+    assert found == ["tf32x3", "tf32", "tf32"]
 
 
 # --- the sparse ops and Dice ------------------------------------------------------------------------------------------
@@ -332,6 +360,8 @@ def test_penalty_and_gradient_equal_the_reference(dtype, padding_idx, sparse):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dice_equals_the_reference(dtype, training):
     cases = [(300, 19, False, True), (150, 3, True, False), (7, 83, True, True), (0, 3, False, False)]
+    # One channel, odd widths, whole tiles and a partial one, and more channels than a program has lanes.
+    cases += [(9000, 1, True, False), (3001, 33, False, False), (700, 80, True, True), (9, 9001, True, True)]
     for rows, channels, masked, affine in cases:
         generator = torch.Generator().manual_seed(rows)
         x = (torch.randn(rows, channels, generator=generator) + 0.5).to(dtype)
@@ -364,3 +394,30 @@ def test_dice_of_no_valid_row_is_defined():
             torch.ones(3, 5), torch.zeros(5), training=True, mask=torch.zeros(3, dtype=torch.bool)
         )
     assert (y == 0).all() and (mean == 0).all() and (var == 1).all() and count == 0
+
+
+def test_dice_keeps_a_nan_to_its_channel_and_what_is_masked_out_of_everything():
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.randn(2, 300, 7, generator=generator)
+    x[5, 2], x[9] = torch.nan, torch.inf
+    mask = torch.arange(300) != 9
+    x.requires_grad_(), (alpha := torch.zeros(7, requires_grad=True))
+    with dk.use_backend("triton"):
+        y, mean, var, count = dk.dice(x, alpha, training=True, mask=mask)
+    grads = torch.autograd.grad(y, (x, alpha), grad)
+    assert count == 299 and (y[9] == 0).all() and (grads[0][9] == 0).all()
+    for by_channel in (y[mask].T, grads[0][mask].T, mean, var, grads[1]):
+        nan = by_channel.isnan() if by_channel.dim() == 1 else by_channel.isnan().all(1)
+        assert nan.tolist() == [channel == 2 for channel in range(7)]
+        assert by_channel[~nan].isfinite().all()
+
+
+def test_dice_loses_no_variance_of_a_channel_far_from_zero():
+    x = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 10_000.0])
+    with dk.use_backend("triton"):
+        y, mean, var, _ = dk.dice(x, torch.zeros(2), training=True)
+    exact = x.double()
+    torch.testing.assert_close(mean.double(), exact.mean(0), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(var.double(), exact.var(0, unbiased=False), rtol=1e-5, atol=0)
+    gate = torch.sigmoid((exact - exact.mean(0)) / exact.var(0, unbiased=False).sqrt())
+    torch.testing.assert_close(y.double() / exact, gate, rtol=1e-3, atol=1e-3)

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
+#include <string>
 
 #include "common/parallel.h"
 
@@ -15,16 +17,22 @@ constexpr int64_t kAlignment = 64 / sizeof(T);
 
 // Columns of the first layer's weight: [Wq, Wk, Wd, Wp] (product has no Wd), or [Wq, Wk, vec(Wo)].
 struct FirstLayer {
-    int64_t in, key, difference, last;  // last: Wp or Wo
-
-    FirstLayer(Features features, int64_t dim)
-        : in(features == Features::kConcat    ? 4 * dim
-             : features == Features::kProduct ? 3 * dim
-                                              : 2 * dim + dim * dim),
-          key(dim),
-          difference(features == Features::kConcat ? 2 * dim : -1),
-          last(features == Features::kConcat ? 3 * dim : 2 * dim) {}
+    int64_t in, key, difference, last;  // difference: -1 where there is none; last: Wp or Wo
 };
+
+// Throws std::invalid_argument where a feature set has no columns here. The compiler warns of one that is missing.
+FirstLayer first_layer(Features features, int64_t dim) {
+    switch (features) {
+        case Features::kConcat:
+            return {4 * dim, dim, 2 * dim, 3 * dim};
+        case Features::kProduct:
+            return {3 * dim, dim, -1, 2 * dim};
+        case Features::kOuter:
+            return {2 * dim + dim * dim, dim, -1, 2 * dim};
+    }
+    throw std::invalid_argument("features must be a set whose columns the CPU kernels know, got number " +
+                                std::to_string(int(features)));
+}
 
 template <typename T>
 const T* elements(const TypedArray& array) {
@@ -130,7 +138,7 @@ void PackedWeights<T>::lay_out(const LocalActivation& args, bool backward, Take 
 
 template <typename T>
 void PackedWeights<T>::pack_first(const LocalActivation& args, bool backward) {
-    const FirstLayer first(args.features, args.dim);
+    const FirstLayer first = first_layer(args.features, args.dim);
     const bool outer = args.features == Features::kOuter;
     const int64_t dim = mlp.dim, dim_p = mlp.dim_p, width_p = mlp.width_p[0];
     T *k_t = writable(mlp.weight_k_t), *qk_t = writable(mlp.weight_qk_t), *q_t = writable(mlp.weight_q_t);
@@ -154,7 +162,7 @@ void PackedWeights<T>::pack_first(const LocalActivation& args, bool backward) {
 
 template <typename T>
 void PackedWeights<T>::pack_outer(const LocalActivation& args, bool backward, int threads) {
-    const FirstLayer first(args.features, args.dim);
+    const FirstLayer first = first_layer(args.features, args.dim);
     const int64_t dim = mlp.dim, width = mlp.width[0];
     const T* vec = elements<T>(args.layers[0].weight) + first.last;  // [h][j * D + d], rows first.in apart
     T *outer_t = writable(mlp.weight_outer_t), *outer = writable(mlp.weight_outer);
@@ -246,7 +254,7 @@ namespace {
 template <typename T>
 void write_first_layer(const LocalActivation& args, const PackedMlp<T>& m, const PartialGrads<T>& sum,
                        const OuterRound<T>& round, int threads) {
-    const FirstLayer first(args.features, args.dim);
+    const FirstLayer first = first_layer(args.features, args.dim);
     T* weight = static_cast<T*>(args.layers[0].grad_weight);
     const int64_t dim = m.dim, width = m.width[0], width_p = m.width_p[0];
     const bool outer = args.features == Features::kOuter;

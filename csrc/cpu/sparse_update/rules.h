@@ -13,11 +13,15 @@ inline float root(float x) { return __builtin_sqrtf(x); }
 inline double root(double x) { return __builtin_sqrt(x); }
 
 // The step's numbers, and what one row makes of them: its gradient is sign g + pull w with pull = coeff / n, and its
-// weights are first multiplied by `keep`, which is 1 unless the decay is decoupled.
+// weights are first multiplied by `keep`, which is 1 unless the decay is decoupled. Where pull is 0 it selects: a
+// weight that is infinite or NaN, times 0, would make NaN of its state too.
 template <typename T>
 struct Constants {
     T step, beta1, beta2, eps, sign, pull, keep;
-    T gradient(T g, T weight) const { return sign * g + pull * weight; }
+    template <typename V>  // T, or a vector of it
+    V gradient(V g, V weight) const {
+        return pull == 0 ? sign * g : sign * g + pull * weight;
+    }
 };
 
 struct Sgd {
@@ -78,7 +82,7 @@ struct RowwiseAdagrad {
         Vec<T> squares{};
         int64_t d = 0;
         for (; d + kLanes<T> <= dim; d += kLanes<T>) {
-            const Vec<T> gradient = c.sign * load(g + d) + c.pull * load(weight + d);
+            const Vec<T> gradient = c.gradient(load(g + d), load(weight + d));
             store(g + d, gradient);
             squares += gradient * gradient;
         }

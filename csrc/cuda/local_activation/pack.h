@@ -1,6 +1,8 @@
 // Weights packed as right sides of products, see packed.cuh, and the blocks of the first layer's weight.
 #pragma once
 
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "common/device.cuh"
@@ -17,11 +19,19 @@ struct FeatureColumns {
     __host__ __device__ bool has_difference() const { return weight_difference != kAbsent; }
     __host__ __device__ bool has_outer() const { return weight_outer != kAbsent; }
 };
+// Throws std::invalid_argument where a feature set has no columns here. The compiler warns of one that is missing.
 inline FeatureColumns feature_columns(const LocalActivation& call) {
     const int64_t d = call.dim, none = FeatureColumns::kAbsent;
-    if (call.features == Features::kConcat) return {0, d, 2 * d, 3 * d, none, 4 * d};
-    if (call.features == Features::kOuter) return {0, d, none, none, 2 * d, 2 * d + d * d};
-    return {0, d, none, 2 * d, none, 3 * d};
+    switch (call.features) {
+        case Features::kConcat:
+            return {0, d, 2 * d, 3 * d, none, 4 * d};
+        case Features::kProduct:
+            return {0, d, none, 2 * d, none, 3 * d};
+        case Features::kOuter:
+            return {0, d, none, none, 2 * d, 2 * d + d * d};
+    }
+    throw std::invalid_argument("features must be a set whose columns the CUDA kernels know, got number " +
+                                std::to_string(int(call.features)));
 }
 
 // Packs the weights, or their transposes, at these offsets in the workspace.

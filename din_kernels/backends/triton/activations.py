@@ -6,8 +6,8 @@ Every activation is a pair
     <name>_gradient(z, dy, own, FAST)  dz, and what is summed over all pairs, SUMS of them
 
 with z and dy [rows, width] in fp32, and `own` its parameters of these channels: none, or a named tuple of [1, width]
-each. A new one is a pair here and a line in `activate` and in `gradient`, with parameters also one in `own_params`
-and in `SUMS`. FAST takes tanh.approx.
+each. A gradient that y alone says takes y in place of z. A new activation is a pair here and a line in `activate` and
+in `gradient`, with parameters also one in `own_params` and in `SUMS`. FAST takes tanh.approx.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ def sigmoid(z, FAST: tl.constexpr):
 
 
 @triton.jit
-def sigmoid_gradient(z, dy, FAST: tl.constexpr):
+def sigmoid_gradient(y, dy):
     """dz = dy y (1 - y)"""
-    y = sigmoid(z, FAST)
     return dy * y * (1.0 - y)
 
 
@@ -72,9 +71,8 @@ def tanh(z, FAST: tl.constexpr):
 
 
 @triton.jit
-def tanh_gradient(z, dy, FAST: tl.constexpr):
+def tanh_gradient(y, dy):
     """dz = dy (1 - y^2)"""
-    y = tanh(z, FAST)
     return dy * (1.0 - y * y)
 
 
@@ -251,6 +249,7 @@ def activate(
 @triton.jit
 def gradient(
     z,  # [rows, width] fp32
+    y,  # [rows, width], rounded as the next layer takes it
     dy,  # [rows, width] fp32
     params,  # of these channels, each [width]
     ACTIVATION: tl.constexpr,
@@ -259,11 +258,11 @@ def gradient(
     """dz of the activation of this name, and what is summed over all pairs."""
     own = own_params(params, ACTIVATION)
     if ACTIVATION == "sigmoid":
-        return sigmoid_gradient(z, dy, FAST), ()
+        return sigmoid_gradient(y.to(tl.float32), dy), ()
     elif ACTIVATION == "relu":
         return relu_gradient(z, dy), ()
     elif ACTIVATION == "tanh":
-        return tanh_gradient(z, dy, FAST), ()
+        return tanh_gradient(y.to(tl.float32), dy), ()
     elif ACTIVATION == "silu":
         return silu_gradient(z, dy, FAST), ()
     elif ACTIVATION == "prelu":

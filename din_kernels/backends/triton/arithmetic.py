@@ -5,17 +5,34 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from din_kernels.backends.triton.blocks import ON_INTERPRETER, to_dtype
+from din_kernels.backends.triton.blocks import ON_INTERPRETER, narrow, to_dtype
 
 # --- products ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def dot(x, y, total, PRECISION: tl.constexpr):
-    """total + x y, accumulated in fp32. The interpreter would multiply bf16 as if its bits were integers."""
+    """total + x y, accumulated in fp32. The interpreter, which knows fewer precisions, would multiply bf16 as if its
+    bits were integers."""
     if ON_INTERPRETER:
-        x, y = x.to(tl.float32), y.to(tl.float32)
-    return tl.dot(x, y, total, input_precision=PRECISION)
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), total, input_precision="ieee")
+    else:
+        return tl.dot(x, y, total, input_precision=PRECISION)
+
+
+@triton.jit
+def fused_multiply_add(x, y, z, FAST: tl.constexpr):
+    """x y + z of 16-bit numbers, rounded once; FAST: by an instruction that makes two of them."""
+    if FAST and x.dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [x, y, z], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
+    elif FAST and x.dtype == tl.float16:
+        return tl.inline_asm_elementwise(
+            "fma.rn.f16x2 $0, $1, $2, $3;", "=r,r,r,r", [x, y, z], dtype=tl.float16, is_pure=True, pack=2
+        )
+    else:
+        return narrow(x.to(tl.float32) * y.to(tl.float32) + z.to(tl.float32), x.dtype)
 
 
 @triton.jit
@@ -58,16 +75,15 @@ def multiply_wide(
 
 @triton.jit
 def multiply_transposed(
+    start,  # [rows, in width] fp32 per span of IN
     x,  # [rows, out width] per span of OUT
     matrix,  # [in width, out width] per pair
-    ROWS: tl.constexpr,
-    IN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """x matrix^T as blocks [rows, in width], accumulated in fp32."""
+    """start + x matrix^T, accumulated in fp32."""
     out = ()
-    for i in tl.static_range(len(IN.width)):
-        total = tl.zeros([ROWS, tl.constexpr(IN.width[i])], tl.float32)
+    for i in tl.static_range(len(start)):
+        total = start[i]
         for o in tl.static_range(len(x)):
             total = dot(x[o], tl.trans(matrix[i][o]), total, PRECISION)
         out = out + (total,)
@@ -102,6 +118,78 @@ def dot_rows(
     for o in tl.static_range(len(x)):
         total += tl.sum(x[o].to(tl.float32) * y[o].to(tl.float32), 1)
     return total
+
+
+# --- sums by products: what tensor cores add up needs no conversion and no shuffle ------------------------------------
+
+
+@triton.jit
+def high_and_low(x, DTYPE: tl.constexpr):
+    """x in fp32 as the sum of two numbers of DTYPE."""
+    high = narrow(x, DTYPE)
+    return high, narrow(x - high.to(tl.float32), DTYPE)
+
+
+@triton.jit
+def as_rows(high, low):
+    """[16, length]: row 0 is `high`, row 1 `low`, the rest zero."""
+    row = tl.arange(0, 16)[:, None]
+    nothing = tl.zeros_like(high)[None, :]
+    return tl.where(row == 0, high[None, :], tl.where(row == 1, low[None, :], nothing))
+
+
+@triton.jit
+def as_columns(high, low):
+    """[length, 16]: column 0 is `high`, column 1 `low`, the rest zero."""
+    column = tl.arange(0, 16)[None, :]
+    nothing = tl.zeros_like(high)[:, None]
+    return tl.where(column == 0, high[:, None], tl.where(column == 1, low[:, None], nothing))
+
+
+@triton.jit
+def add_weighted_rows(
+    total,  # [16, width] fp32 per span: the sum is that of its rows
+    w,  # [rows] fp32
+    x,  # [rows, width] per span, 16 bit
+    PRECISION: tl.constexpr,
+):
+    """total with the sum of w x over the rows."""
+    high, low = high_and_low(w, x[0].dtype)
+    rows = as_rows(high, low)
+    out = ()
+    for o in tl.static_range(len(x)):
+        out = out + (dot(rows, x[o], total[o], PRECISION),)
+    return out
+
+
+@triton.jit
+def add_all_rows(
+    total,  # [16, width] fp32 per span: the sum is that of its rows
+    x,  # [rows, width] per span, 16 bit
+    PRECISION: tl.constexpr,
+):
+    """total with the sum over the rows."""
+    ROWS: tl.constexpr = x[0].shape[0]
+    one = narrow(tl.where(tl.arange(0, 16)[:, None] == 0, 1.0, 0.0), x[0].dtype)
+    one = narrow(tl.where(tl.arange(0, 16)[:, None] == 0, 1.0, 0.0), x[0].dtype)
+    ones = tl.broadcast_to(one, [16, ROWS])
+    out = ()
+    for o in tl.static_range(len(x)):
+        out = out + (dot(ones, x[o], total[o], PRECISION),)
+    return out
+
+
+@triton.jit
+def multiply_vector(
+    x,  # [rows, width] per span, 16 bit
+    y,  # [width] per span, of the same dtype
+    PRECISION: tl.constexpr,
+):
+    """x y, [rows] fp32."""
+    total = tl.zeros([x[0].shape[0], 16], tl.float32)
+    for o in tl.static_range(len(x)):
+        total = dot(x[o], as_columns(y[o], tl.zeros_like(y[o])), total, PRECISION)
+    return tl.sum(total, 1)
 
 
 # --- sums over rows ---------------------------------------------------------------------------------------------------

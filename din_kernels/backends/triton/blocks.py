@@ -41,12 +41,12 @@ class Spans(NamedTuple):
     valid: tuple[int, ...]
 
 
-def spans(size: int, start: int = 0) -> Spans:
+def spans(size: int, start: int = 0, most: int = MOST) -> Spans:
     """Spans that cover `size` columns from `start` on: 80 as 64 + 16, 36 as 32 + 16 (12 of it empty)."""
     starts, widths, valid, end = [], [], [], start + size
     while start < end:
         left = -(-(end - start) // LEAST) * LEAST
-        width = min(MOST, 1 << (left.bit_length() - 1))
+        width = min(most, 1 << (left.bit_length() - 1))
         starts.append(start)
         widths.append(width)
         valid.append(min(width, end - start))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from importlib.resources import files
 from typing import Any
 
 import torch
 
 from din_kernels.backends.triton import INTERPRETED
+
+EXACT = "ieee" if torch.version.hip else "bf16x6"  # products of fp32 numbers as precise as fp32's own
 
 
 @functools.cache
@@ -20,12 +23,30 @@ def multiprocessors(device: torch.device) -> int:
 
 @functools.cache
 def chip(device: torch.device) -> str:
-    """The chip as configurations name it: "sm_90", "gfx942"; "default" off the GPU."""
+    """The chip as configurations name it: "sm_90", "gfx942"; "default" off the GPU.
+
+    "sm_90 mma" is a Hopper chip whose products of a warp group, wgmma, cannot be trusted: ptxas before 13.1 lets
+    registers that such a product still reads take other values, which gave illegal accesses and, as others report,
+    wrong numbers. Its tiles have 32 rows and fewer, for which Triton makes products of single warps.
+    """
     if device.type != "cuda":
         return "default"
     if torch.version.hip:
         return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    name = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return "sm_90 mma" if name == "sm_90" and assembler() < WARP_GROUPS_FROM else name
+
+
+WARP_GROUPS_FROM = (13, 1)  # the first ptxas that assembles wgmma with operands in registers right
+
+
+@functools.cache
+def assembler() -> tuple[int, int]:
+    """Version of the ptxas that Triton calls for Hopper: its own, or that which TRITON_PTXAS_PATH names."""
+    from triton.backends.nvidia.compiler import get_ptxas_version
+
+    found = re.search(r"release (\d+)\.(\d+)", get_ptxas_version(90))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @functools.cache
@@ -56,10 +77,11 @@ def _over(default: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compiler_options() -> dict[str, Any]:
-    """For every launch of the unit's large kernels. Left alone, ptxas aims at more programs per multiprocessor and
-    spills for it (gpu_train on sm_80: 168 registers and 6 spills, where 210 hold all). No option of AMD's compiler."""
-    return {} if torch.version.hip else {"maxnreg": 255}
+def compiler_options(registers: int) -> dict[str, Any]:
+    """For every launch of the unit's large kernels, of so many registers a thread at most. Left alone, ptxas aims at
+    more programs per multiprocessor and spills for it (gpu_train on sm_80: 168 registers and 6 spills, where 210 hold
+    all). No option of AMD's compiler."""
+    return {} if torch.version.hip else {"maxnreg": registers}
 
 
 @functools.cache
@@ -69,5 +91,13 @@ def fast_tanh(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How fp32 products are made, by torch.get_float32_matmul_precision(); 16-bit ones are exact either way."""
-    return "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How fp32 products are made, by torch.get_float32_matmul_precision(); 16-bit ones are exact either way.
+
+    "highest" takes three TF32 products of each number's two parts, whose error is that of fp32, where the ordinary
+    units take four times as long. AMD's compiler has no such form.
+    """
+    if dtype != torch.float32:
+        return "ieee"
+    if torch.get_float32_matmul_precision() == "highest":
+        return EXACT
+    return "tf32"

@@ -12,6 +12,7 @@ from din_kernels import backends, checks, options
 from din_kernels.backends.calls import LocalActivationCall
 from din_kernels.backends.reference import local_activation as reference
 from din_kernels.gather import Gather
+from din_kernels.inference import savable
 from din_kernels.jagged import Jagged, Padded
 from din_kernels.ops.direct import run
 from din_kernels.ops.local_activation.checks import Layers, check_layers, check_options, check_rows
@@ -92,7 +93,7 @@ def attend(
         scale=float(scale),
     )
     backend = backends.select(_request(call, layers, layout, stats))
-    if backend == "reference":
+    if backends.by_reference(backend, call.device):
         pooled, pair_weights, statistics = _by_reference(call, layers, query, history)
     else:
         pooled, pair_weights, statistics = _by_kernels(call, layers, query, history, backend)
@@ -147,8 +148,9 @@ _request_as_before = functools.lru_cache(maxsize=1000)(_made_request)
 
 def _by_reference(call: LocalActivationCall, layers: Layers, query, history):
     """pooled, the pairs' weights and statistics; every layer of Dice takes its own kind of statistics."""
+    call, params = savable(call), savable(layers.params)
     return reference.local_activation(
-        query.rows() if isinstance(query, Gather) else query,
+        query.rows() if isinstance(query, Gather) else call.query_tables[0],
         history.rows() if isinstance(history, Gather) else call.history_tables[0],
         call.begin,
         call.length,
@@ -159,7 +161,7 @@ def _by_reference(call: LocalActivationCall, layers: Layers, query, history):
         call.total_pairs,
         call.weights,
         call.biases,
-        layers.params,
+        params,
         call.features,
         call.activation,
         call.normalize,

@@ -87,6 +87,8 @@ def pair_layout(layout: Rows, query_to_user, queries: int, total_pairs: int | No
     per_query = layout.length[query_to_user]
     end = per_query.cumsum(0)
     if total_pairs is None:
+        if end.device.type == "meta":
+            raise ValueError("total_pairs must be given where lengths have no values (on the meta device), got None")
         total_pairs = int(end[-1]) if queries else 0
     else:
         if checks.values_readable(end) and (pairs := int(end[-1]) if queries else 0) != total_pairs:

@@ -1,9 +1,11 @@
-"""`dice` in Triton: two passes over x in training (statistics, then y), one in evaluation.
+"""`dice` in Triton: two passes over x in training (statistics, then y), one in evaluation; two in the backward.
 
 Sums run over the valid rows, one part per program, added in a fixed order.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -13,10 +15,31 @@ from din_kernels.backends.calls import DiceCall, DiceGradients, DiceGrads, DiceR
 from din_kernels.backends.triton import chips, on_device_of, refuses_tensors
 from din_kernels.backends.triton.dice.backward import backward_kernel, sums_kernel
 from din_kernels.backends.triton.dice.forward import forward_kernel, statistics_kernel
-from din_kernels.backends.triton.dice.tile import COLUMNS, ROWS, Batch, Channels
+from din_kernels.backends.triton.dice.gate import Parameters
+from din_kernels.backends.triton.dice.tile import Tiling, tiling
 
-PROGRAMS_PER_MULTIPROCESSOR = 4
-TILE = {"ROWS": ROWS, "COLUMNS": COLUMNS}
+
+class Shape(NamedTuple):
+    """How a kernel is launched."""
+
+    vector: int  # numbers of x that a thread loads at once
+    rows: int  # groups of a tile
+    warps: int
+    resident: int  # programs per multiprocessor
+
+
+# By kernel and bytes per number. Kernels that sum run one large program per multiprocessor, since one of them reads the
+# parts of all.
+SHAPES = {
+    ("statistics", 2): Shape(4, 8, 32, 1),
+    ("statistics", 4): Shape(4, 4, 32, 1),
+    ("forward", 2): Shape(8, 4, 8, 4),
+    ("forward", 4): Shape(4, 4, 8, 4),
+    ("sums", 2): Shape(4, 2, 32, 1),
+    ("sums", 4): Shape(4, 2, 32, 1),
+    ("backward", 2): Shape(4, 4, 8, 4),
+    ("backward", 4): Shape(4, 2, 8, 4),
+}
 
 
 def refuses(request: Request) -> str | None:
@@ -24,73 +47,83 @@ def refuses(request: Request) -> str | None:
     return refuses_tensors(request)
 
 
-def _grids(x: torch.Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
-    """One program per tile, and as many as stay on the chip."""
-    tiles, across = triton.cdiv(x.shape[0], ROWS), triton.cdiv(x.shape[1], COLUMNS)
-    most = max(1, chips.multiprocessors(x.device) * PROGRAMS_PER_MULTIPROCESSOR // across)
-    return (tiles, across), (min(tiles, most), across)
+def _launch(x: torch.Tensor, kernel: str, mask: torch.Tensor | None) -> tuple[Tiling, tuple[int, int]]:
+    """Tiles, and the grid of programs that stay on the chip."""
+    shape = SHAPES[kernel, x.element_size()]
+    # A mask takes a 64-bit address for each number of a tile: more groups of a tile would spill.
+    rows = shape.rows if mask is None else max(1, shape.rows // 4)
+    tiles = tiling(x.shape[1], shape.vector, shape.warps, rows)
+    most = max(1, chips.multiprocessors(x.device) * shape.resident // tiles.blocks)
+    return tiles, (min(triton.cdiv(x.shape[0], tiles.rows_of_tile), most), tiles.blocks)
 
 
-def _batch(call: DiceCall) -> Batch:
-    return Batch(call.x.contiguous(), None if call.mask is None else call.mask.contiguous().view(torch.uint8))
+def _scratch(x: torch.Tensor, shape: Tiling, programs: int, planes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory for lanes [programs, planes, REPEAT C] and for parts [programs, planes, C]."""
+    channels = x.shape[1]
+    lanes = triton.cdiv(programs * planes * shape.repeat * channels, 4) * 4  # parts begin at a multiple of 16 bytes
+    both = torch.empty(lanes + programs * planes * channels, dtype=torch.float32, device=x.device)
+    return both[:lanes], both[lanes:]
 
 
-def _channels(call: DiceCall, mean: torch.Tensor, var: torch.Tensor) -> Channels:
-    """The parameters as fp32."""
-    given = (call.alpha, call.weight, call.bias, mean, var)
-    return Channels(*(None if each is None else each.float().contiguous() for each in given))
+def _mask(call: DiceCall) -> torch.Tensor | None:
+    return None if call.mask is None else call.mask.contiguous().view(torch.uint8)
 
 
-def _statistics(batch: Batch, count: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batch mean and biased variance [C] fp32; 0 and 1 where no row is valid."""
-    rows, channels = batch.x.shape
-    counts = torch.empty(grid[0], dtype=torch.float32, device=batch.x.device)
-    means, squares = (counts.new_empty(grid[0], channels) for _ in range(2))
-    statistics_kernel[grid](batch, counts, means, squares, rows, channels, **TILE)
-    counts, means, squares = counts.double().unsqueeze(1), means.double(), squares.double()
-    total = counts.sum().clamp(min=1)
-    mean = (counts * means).sum(0) / total
-    var = (squares + counts * (means - mean).square()).sum(0) / total
-    return mean.float(), torch.where(count > 0, var, 1.0).float()
+def _parameters(call: DiceCall) -> Parameters:
+    return Parameters(*(None if each is None else each.contiguous() for each in (call.alpha, call.weight, call.bias)))
+
+
+def _statistics(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Batch mean and biased variance [C] fp32, 0 and 1 where no row is valid, and the number of valid rows."""
+    shape, grid = _launch(x, "statistics", mask)
+    count = torch.zeros((), dtype=torch.int64, device=x.device)
+    mean, var = (torch.empty(x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
+    scratch, parts = _scratch(x, shape, grid[0], 3)
+    statistics_kernel[grid](x, mask, count, mean, var, scratch, parts, x.shape[0], **shape.options)
+    return mean, var, count
 
 
 def forward(call: DiceCall) -> DiceResult:
     """Kernel calls of the op's forward."""
-    # The count is filled on the device: a number copied there would wait for it.
-    count = torch.full((), call.x.shape[0], device=call.x.device) if call.mask is None else call.mask.sum()
-    batch = _batch(call)
-    y = torch.empty_like(batch.x)
-    if call.training:
-        mean, var = torch.zeros_like(call.alpha), torch.ones_like(call.alpha)
-    else:
-        mean, var = call.mean.clone(), call.var.clone()
-    if y.numel():
-        every, some = _grids(batch.x)
-        with on_device_of(batch.x):
+    x, mask = call.x.contiguous(), _mask(call)
+    y = torch.empty_like(x)
+    with on_device_of(x):
+        if call.training and y.numel():
+            mean, var, count = _statistics(x, mask)
+        else:
+            # The count is filled on the device: a number copied there would wait for it.
+            count = torch.full((), x.shape[0], device=x.device) if call.mask is None else call.mask.sum()
             if call.training:
-                mean, var = _statistics(batch, count, some)
-            forward_kernel[every](batch, _channels(call, mean, var), y, *batch.x.shape, call.eps, **TILE)
+                mean, var = torch.zeros_like(call.alpha), torch.ones_like(call.alpha)
+            else:
+                mean, var = call.mean.clone(), call.var.clone()
+        if y.numel():
+            shape, grid = _launch(x, "forward", mask)
+            fast = chips.fast_tanh(x.device, x.dtype)
+            forward_kernel[grid](
+                x, mask, _parameters(call), mean, var, y, x.shape[0], call.eps, FAST=fast, **shape.options
+            )
     return DiceResult(y, mean, var, count)
 
 
 def backward(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGradients:
     """Kernel calls of the op's backward."""
-    batch, channels = _batch(call), _channels(call, saved.mean, saved.var)
-    grad_y = grads.y.contiguous()
-    grad_x, sums = torch.empty_like(batch.x), channels.alpha.new_zeros(3, batch.x.shape[1])
-    if batch.x.numel():
-        every, some = _grids(batch.x)
-        size = (*batch.x.shape, call.eps)
-        with on_device_of(batch.x):
-            parts = sums.new_empty(some[0], *sums.shape)
-            sums_kernel[some](grad_y, batch, channels, parts, *size, **TILE)
-            sums = parts.sum(0)
-            averages = None
-            if call.training:
-                valid = max(batch.x.shape[0], 1) if call.mask is None else call.mask.sum().clamp(min=1)
-                averages = sums / valid
-            backward_kernel[every](grad_y, batch, channels, averages, grad_x, *size, **TILE)
-    nothing = sums.new_empty(0)
-    d_weight = nothing if call.weight is None else sums[1].clone()
-    d_bias = nothing.clone() if call.bias is None else sums[2].clone()
-    return DiceGradients(grad_x, sums[0].clone(), d_weight, d_bias)
+    x, mask, given = call.x.contiguous(), _mask(call), _parameters(call)
+    make = torch.empty if x.numel() else torch.zeros
+    none = {"dtype": torch.float32, "device": x.device}
+    sums = [make(0 if each is None else x.shape[1], **none) for each in (call.alpha, call.weight, call.bias)]
+    grad_x = torch.empty_like(x)
+    if x.numel():
+        grad_y = grads.y.contiguous()
+        shape, grid = _launch(x, "sums", mask)
+        through = torch.empty(2, x.shape[1], **none) if call.training else None
+        ticket = torch.zeros((), dtype=torch.int64, device=x.device)
+        scratch, parts = _scratch(x, shape, grid[0], 4)
+        size = (x.shape[0], call.eps, chips.fast_tanh(x.device, x.dtype))
+        wanted = tuple(each if each.numel() else None for each in sums)
+        state = (x, grad_y, mask, given, saved.mean, saved.var)
+        with on_device_of(x):
+            sums_kernel[grid](*state, ticket, wanted, through, scratch, parts, *size, **shape.options)
+            shape, grid = _launch(x, "backward", mask)
+            backward_kernel[grid](*state, through, grad_x, *size, **shape.options)
+    return DiceGradients(grad_x, *sums)

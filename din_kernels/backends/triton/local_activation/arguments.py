@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from din_kernels.backends.triton.blocks import Spans
+from din_kernels.backends.triton.local_activation.weights import WeightPlaces
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
@@ -30,16 +31,15 @@ class Where(NamedTuple):
     row_index: Tensor | None  # [capacity] int64
     row_mask: Tensor | None  # [M] uint8; 0: the row counts in Dice's statistics and nowhere else
     query_to_user: Tensor | None  # [Q] int64
+    place: Tensor | None  # [Q] int64, in a backward: where the pairs of each candidate begin, one behind the other
 
 
 class Layers(NamedTuple):
-    """The activation MLP, hidden layers and the output layer."""
+    """The activation MLP as weights.prepare_kernel leaves it; UNIT.places says where what is."""
 
-    weights: tuple[Tensor, ...]  # [out, in] each
-    biases: tuple[Tensor, ...]  # [out] each
+    matrices: Tensor  # in the dtype of the rows
+    vectors: Tensor  # fp32
     params: tuple[tuple[Tensor, ...], ...]  # per hidden layer, as activations.own_params takes them
-    weight_k: Tensor | None  # [H1, D], for concat Wk - Wd; None for outer, whose A comes ready
-    weight_qk: Tensor | None  # [H1, D]: Wp
 
 
 class Inputs(NamedTuple):
@@ -74,14 +74,23 @@ class Given(NamedTuple):
     pair_weights: Tensor  # [total_pairs] fp32
 
 
-class Grads(NamedTuple):
-    """What backward_kernel writes."""
+class Room(NamedTuple):
+    """What row_gradients leaves to the kernels of the weights, one line per position of a chunk; or nothing, and they
+    make it once more."""
+
+    layers: Tensor | None  # dz and h of every hidden layer in the dtype of the rows, as RoomPlaces says
+    ds: Tensor | None  # fp32
+    chunk: Tensor | None  # [4] int64: first and last candidate and place, each last one past the chunk
+    residual: Tensor | None  # [2] fp32, see descent.without_residual: of a history cut by the end of a chunk
+
+
+class FirstGrads(NamedTuple):
+    """What first_layer_kernel writes."""
 
     query: Tensor  # [splits, Q, D] fp32: the part through A
     term: Tensor  # [splits, Q, H1] fp32: dc
     folded: Tensor | None  # outer: dA [last - first, H1, D] fp32
-    history: tuple[Tensor, ...]  # per table [M, D_k], or none; fp32 where candidates share rows
-    parts: Tensor  # [programs, size] fp32, zeros: gradients of the weights, laid out as parts.Layout says
+    parts: Tensor  # [programs, size] fp32: dWk' [H1, D] and dWp' [H1, D]; nothing for outer
 
 
 class Order(NamedTuple):
@@ -113,36 +122,36 @@ class Unit(NamedTuple):
     layers: tuple[Spans, ...]  # of these widths
     hidden: int  # hidden layers
     steps: tuple[tuple[int, ...], ...]  # per hidden layer and parameter 1, or 0 where it has one entry for all channels
-    stride_k: int  # of weight_k; 0 for outer
-    stride_qk: int
-    activation: str
-    fast: bool  # tanh.approx
+    places: WeightPlaces
+    activation: str  # that of weights.Form
+    fast: bool  # instructions of NVIDIA's for 16 bit: tanh.approx, and two products at once
 
 
-class PartOfLayer(NamedTuple):
-    """Where a program's part holds the sums of a hidden layer."""
+class RoomPlaces(NamedTuple):
+    """Where a line of Room.layers holds what, per hidden layer."""
 
-    weight: int  # [out, in]; nothing for the first
-    bias: int  # [out]; nothing for the first
-    sums: int  # [SUMS, out] of the activation
+    dz: tuple[int, ...]
+    h: tuple[int, ...]
+    stride: int  # entries of a line
 
 
-class Layout(NamedTuple):
-    """Where a program's part of the weight gradients holds what, see parts.py."""
+class UpperPlaces(NamedTuple):
+    """Where a program's part of upper_layers_kernel holds what, per hidden layer above the first."""
 
-    size: int
-    weight_k: int  # [H1, D]; nothing for outer
-    weight_qk: int  # [H1, D]; nothing for outer
+    weights: tuple[int, ...]  # [out, in]
+    biases: tuple[int, ...]  # [out]
     weight_last: int  # [1, H]
     bias_last: int  # [1]
-    layers: tuple[PartOfLayer, ...]
+    size: int
 
 
 class Pass(NamedTuple):
-    """What a launch of backward_kernel makes."""
+    """What a launch of the backward's kernels makes."""
 
     softmax: bool
     stop: int  # -1: everything; else the hidden layer whose Dice sums alone are wanted
-    sums: int  # of the activation
-    parts: Layout
+    sums: int  # of the activation; 0 where another kernel makes them
+    sums_at: tuple[int, ...]  # per hidden layer, where a program's part holds [SUMS, H]
+    sums_size: int  # of a program's part
+    room: RoomPlaces
     shared: str  # rows that several candidates have: "none"; "atomic"; "ordered": all in one program, one by one

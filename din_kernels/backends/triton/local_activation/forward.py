@@ -7,8 +7,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from din_kernels.backends.triton.arithmetic import add_row_groups, dot
-from din_kernels.backends.triton.blocks import load_block, narrow, store_rows, unseen_zero, zero_rows
+from din_kernels.backends.triton.arithmetic import add_row_groups, add_weighted_rows, dot
+from din_kernels.backends.triton.blocks import load_block, load_vectors, narrow, store_rows, unseen_zero, zero_rows
 from din_kernels.backends.triton.local_activation.tile import (
     candidates_of,
     keep_weights,
@@ -25,32 +25,31 @@ from din_kernels.backends.triton.local_activation.tile import (
 @triton.jit(do_not_specialize=["queries"])
 def term_kernel(
     query,  # arguments.Source
-    weight,  # [H1, STRIDE]: Wq, for concat Wq + Wd
-    bias,  # [H1]
+    matrices,  # of arguments.Layers, as the next
+    vectors,
     term,  # [Q, H1] fp32
     queries,  # Q
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
-    D_SPANS: tl.constexpr,
-    PLACES: tl.constexpr,
-    SPANS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STRIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """c_i = (Wq + Wd) q_i + b1, Wd only for concat."""
-    DTYPE: tl.constexpr = query.tables[0].dtype.element_ty
+    """c_i = Wq' q_i + b1'."""
+    D_SPANS: tl.constexpr = UNIT.d_spans
+    SPANS: tl.constexpr = UNIT.layers[0]
+    QUERY_PLACES: tl.constexpr = UNIT.query_places
+    PLACES: tl.constexpr = UNIT.places
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    q = load_source(query, row, row < queries, D_SPANS, PLACES)
+    q = load_source(query, row, row < queries, D_SPANS, QUERY_PLACES)
+    bias = load_vectors(vectors + PLACES.biases[0], 0, SPANS, 1, 0.0)
     total = ()
     for o in tl.static_range(len(SPANS.width)):
-        column = tl.arange(0, SPANS.width[o])
-        start = tl.load(bias + SPANS.start[o] + column, mask=column < SPANS.valid[o], other=0.0).to(tl.float32)
-        sums = tl.broadcast_to(start[None, :], [BLOCK, tl.constexpr(SPANS.width[o])])
+        sums = tl.broadcast_to(bias[o][None, :], [BLOCK, tl.constexpr(SPANS.width[o])])
         # Block by block: the whole weight, in fp32 at D = 256, is more than a chip's 99 KB of shared memory.
         for i in tl.static_range(len(q)):
-            sums = dot(q[i], narrow(load_block(weight, STRIDE, 0, D_SPANS, i, SPANS, o), DTYPE), sums, PRECISION)
+            weight = load_block(matrices + PLACES.weight_q, PLACES.strides[0], 0, D_SPANS, i, SPANS, o)
+            sums = dot(q[i], weight, sums, PRECISION)
         total = total + (sums,)
-    store_rows(term, WIDTH, row, row < queries, total, SPANS)
+    store_rows(term, UNIT.widths[0], row, row < queries, total, SPANS)
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
@@ -59,14 +58,18 @@ def term_kernel(
 class Pooled(NamedTuple):
     """A group's sums over the tiles so far."""
 
-    rows: tuple  # sum of w k, [GROUP, width] fp32 per span of D; under softmax relative to the highest score
+    rows: tuple  # sum of w k per span of D, fp32, see pool_tile; under softmax relative to the highest score
     highest: tl.tensor  # softmax: highest score, [GROUP] fp32
     sums: tl.tensor  # softmax: sum of exp(score - highest), [GROUP] fp32
 
 
 @triton.jit
 def pool_tile(pooled, score, k, attended, TILE: tl.constexpr, SOFTMAX: tl.constexpr):
-    """`pooled` with a tile's pairs. Under softmax what came before shrinks where the tile has a higher score."""
+    """`pooled` with a tile's pairs. Under softmax what came before shrinks where the tile has a higher score.
+
+    Where `pooled` has 16 rows and not one a candidate, sums are products of [16, ROWS] with [ROWS, D], w in two parts:
+    in bf16 alone, where a part has fp32's range, and with one candidate in a tile, since another's NaN would reach it.
+    """
     ROWS: tl.constexpr = TILE.group * TILE.length
     rows, highest, sums = pooled.rows, pooled.highest, pooled.sums
     if SOFTMAX:
@@ -84,17 +87,28 @@ def pool_tile(pooled, score, k, attended, TILE: tl.constexpr, SOFTMAX: tl.conste
         rows = shrunk
     else:
         w = tl.where(attended, score, 0.0)
-    weighted = ()
-    for b in tl.static_range(len(k)):
-        weighted = weighted + (w[:, None] * k[b].to(tl.float32),)
-    return Pooled(add_row_groups(rows, weighted, TILE.length), highest, sums)
+    if rows[0].shape[0] != TILE.group:
+        PRECISION: tl.constexpr = TILE.precision
+        rows = add_weighted_rows(rows, w, k, PRECISION)
+    else:
+        weighted = ()
+        for b in tl.static_range(len(k)):
+            weighted = weighted + (w[:, None] * k[b].to(tl.float32),)
+        rows = add_row_groups(rows, weighted, TILE.length)
+    return Pooled(rows, highest, sums)
 
 
 @triton.jit
 def close_group(results, pooled, group, split, queries, UNIT: tl.constexpr, SOFTMAX: tl.constexpr, SPLIT: tl.constexpr):
     """Stores a group's results; where histories are split, its part, which combine_kernel adds to the others."""
     D_SPANS: tl.constexpr = UNIT.d_spans
-    rows = pooled.rows
+    GROUP: tl.constexpr = pooled.sums.shape[0]
+    rows = ()
+    for b in tl.static_range(len(pooled.rows)):
+        sums = pooled.rows[b]
+        if sums.shape[0] != GROUP:
+            sums = tl.sum(sums, 0)[None, :]
+        rows = rows + (sums,)
     if SOFTMAX:
         if SPLIT:
             at = split * queries + group.candidate
@@ -137,13 +151,14 @@ def forward_kernel(
     D_SPANS: tl.constexpr = UNIT.d_spans
     NOTHING: tl.constexpr = float("-inf") if SOFTMAX else 0.0  # score of a pair that is not attended
     kept = keep_weights(inputs.mlp, UNIT, TILE, HIDDEN, DTYPE)
-    bias_last = tl.load(inputs.mlp.biases[HIDDEN]).to(tl.float32)
+    bias_last = tl.load(inputs.mlp.vectors + UNIT.places.bias_last)
+    SUM_ROWS: tl.constexpr = 16 if (GROUP == 1 and DTYPE == tl.bfloat16) else GROUP
     for work in range(tl.program_id(0), tl.cdiv(last - first, GROUP) * splits, tl.num_programs(0)):
         number, split = work // splits, work % splits
         group, a = open_group(tl.cast(number, tl.int32), first, last, inputs, kept, UNIT, TILE, DTYPE)
         highest = tl.full([GROUP], float("-inf"), tl.float32)
-        pooled = Pooled(zero_rows(GROUP, D_SPANS), highest, tl.zeros([GROUP], tl.float32))
-        t_first, t_last = part_of(group.count, split, splits, TILE.length)
+        pooled = Pooled(zero_rows(SUM_ROWS, D_SPANS), highest, tl.zeros([GROUP], tl.float32))
+        t_first, t_last = part_of(group, split, splits, TILE.length)
         for t0 in range(t_first, t_last, TILE.length):
             # Scores of the tile's pairs.
             pairs = pairs_of(group, t0, inputs.where, TILE)

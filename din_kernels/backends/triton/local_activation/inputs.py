@@ -8,11 +8,16 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+import triton
 
 from din_kernels.backends.calls import LocalActivationCall
 from din_kernels.backends.triton import chips
 from din_kernels.backends.triton.blocks import Spans, spans
+from din_kernels.backends.triton.launch import launch
 from din_kernels.backends.triton.local_activation.arguments import Inputs, Layers, Places, Source, Unit, Where
+from din_kernels.backends.triton.local_activation.forward import term_kernel
+from din_kernels.backends.triton.local_activation.memory import TERM_ROWS
+from din_kernels.backends.triton.local_activation.weights import Form, form_of, prepare_kernel, weight_places
 
 
 class Prepared(NamedTuple):
@@ -21,13 +26,17 @@ class Prepared(NamedTuple):
     given: LocalActivationCall
     inputs: Inputs
     unit: Unit
-    weight_q: torch.Tensor  # [H1, D]: Wq, for concat Wq + Wd
+    form: Form
     queries: int  # Q
     rows: int  # M
     users: int  # U
     device: torch.device
     dtype: torch.dtype  # of the rows, and of the products
     features: str
+
+    def with_places(self, place: torch.Tensor) -> Prepared:
+        """The same with Where.place."""
+        return self._replace(inputs=self.inputs._replace(where=self.inputs.where._replace(place=place)))
 
     def with_params(self, layer: int, *more: torch.Tensor) -> Prepared:
         """The same with more parameters of a hidden layer's activation, [H] each."""
@@ -63,7 +72,7 @@ def unit_of(
     history_widths: tuple[int, ...],
     widths: tuple[int, ...],
     steps: tuple[tuple[int, ...], ...],
-    strides: tuple[int, int],
+    outer: bool,
     activation: str,
     fast: bool,
 ) -> Unit:
@@ -78,8 +87,7 @@ def unit_of(
         layers=tuple(spans(width) for width in widths),
         hidden=len(steps),
         steps=steps,
-        stride_k=strides[0],
-        stride_qk=strides[1],
+        places=weight_places(sum(history_widths), widths, len(steps), outer),
         activation=activation,
         fast=fast,
     )
@@ -109,45 +117,34 @@ def _params(call: LocalActivationCall) -> tuple[tuple[torch.Tensor, ...], ...]:
     return params
 
 
-def _first_weight(weight: torch.Tensor, dim: int, features: str):
-    """Wq (for concat Wq + Wd), Wk (for concat Wk - Wd) and Wp [H1, D] each; the last two None for outer."""
-    weight_q, *others = weight[:, : dim * (weight.shape[1] // dim)].split(dim, 1)
-    if features == "concat":
-        weight_k, weight_d, weight_qk = others
-        return weight_q + weight_d, weight_k - weight_d, weight_qk
-    if features == "product":
-        return weight_q, *others
-    return weight_q, None, None
-
-
 def prepare(call: LocalActivationCall) -> Prepared:
-    """Gathers and describes the inputs; c is yet to be made."""
+    """Gathers and describes the inputs; the weights and c are yet to be made."""
     query = Source(_contiguous(call.query_tables), _contiguous(call.query_ids))
     history = Source(_contiguous(call.history_tables), _contiguous(call.history_ids))
-    weights, params = _contiguous(call.weights), _params(call)
+    params = _params(call)
     queries, rows = (query.ids or query.tables)[0].shape[0], (history.ids or history.tables)[0].shape[0]
-    query_widths = tuple([table.shape[1] for table in query.tables])
-    history_widths = tuple([table.shape[1] for table in history.tables])
-    weight_q, weight_k, weight_qk = _first_weight(weights[0], sum(history_widths), call.features)
     device, dtype = history.tables[0].device, history.tables[0].dtype
+    form = form_of(call.activation, dtype)
     unit = unit_of(
-        query_widths,
-        history_widths,
-        tuple([weight.shape[0] for weight in weights[: max(len(params), 1)]]),
+        tuple([table.shape[1] for table in query.tables]),
+        tuple([table.shape[1] for table in history.tables]),
+        tuple([weight.shape[0] for weight in call.weights[: max(len(params), 1)]]),
         _steps(params),
-        (0, 0) if weight_k is None else (weight_k.stride(0), weight_qk.stride(0)),
-        call.activation,
+        call.features == "outer",
+        form.activation,
         chips.fast_tanh(device, dtype),
     )
     row_mask = None if call.row_mask is None else call.row_mask.view(torch.uint8)
-    where = Where(call.begin, call.length, call.row_index, row_mask, call.query_to_user)
-    mlp = Layers(weights, _contiguous(call.biases), params, weight_k, weight_qk)
+    where = Where(call.begin, call.length, call.row_index, row_mask, call.query_to_user, place=None)
+    places = unit.places
+    matrices = torch.empty(places.matrix_size, dtype=dtype, device=device)
+    vectors = torch.empty(places.vector_size, dtype=torch.float32, device=device)
     term = torch.empty(queries, unit.widths[0], dtype=torch.float32, device=device)
     return Prepared(
         given=call,
-        inputs=Inputs(query, history, where, mlp, term, folded=None),
+        inputs=Inputs(query, history, where, Layers(matrices, vectors, params), term, folded=None),
         unit=unit,
-        weight_q=weight_q,
+        form=form,
         queries=queries,
         rows=rows,
         users=call.begin.shape[0],
@@ -155,6 +152,49 @@ def prepare(call: LocalActivationCall) -> Prepared:
         dtype=dtype,
         features=call.features,
     )
+
+
+def make_weights(call: Prepared) -> None:
+    """Makes the weights that the kernels take, and c."""
+    unit, form, mlp = call.unit, call.form, call.inputs.mlp
+    rows = sum(unit.widths) + 1 if unit.hidden else unit.widths[0]
+    launch(
+        prepare_kernel,
+        (rows,),
+        (
+            _contiguous(call.given.weights),
+            _contiguous(call.given.biases),
+            mlp.matrices,
+            mlp.vectors,
+        ),
+        {
+            "UNIT": unit,
+            "FEATURES": call.features,
+            "INTO": form.into,
+            "GAIN": form.gain,
+            "SHIFT": form.shift,
+            "COLUMNS": triton.next_power_of_2(max(unit.dim, *unit.widths)),
+        },
+        {"num_warps": 1},
+    )
+    if call.queries:
+        launch(
+            term_kernel,
+            (triton.cdiv(call.queries, TERM_ROWS),),
+            (
+                call.inputs.query,
+                mlp.matrices,
+                mlp.vectors,
+                call.inputs.term,
+                call.queries,
+            ),
+            {
+                "UNIT": unit,
+                "BLOCK": TERM_ROWS,
+                "PRECISION": "tf32" if chips.dot_precision(call.dtype) == "tf32" else "ieee",
+            },
+            {"num_warps": 4},
+        )
 
 
 def query_rows(call: Prepared, first: int, last: int) -> torch.Tensor:

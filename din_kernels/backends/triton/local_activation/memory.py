@@ -1,8 +1,8 @@
 """Shared memory of the unit's kernels, bounded from above, so that tiles shrink before a launch fails.
 
 What Triton's compiler keeps there, found from compiled kernels: every matrix of weights whose product is made in the
-loop, of 16 bits and in TF32 a second time where the backward multiplies by its transpose in another layout; rows,
-activations and gradients of a tile on their way to a product, at most twice at once. tools/triton_cubins.py holds
+loop, a second time where the backward multiplies by its transpose in another layout, or where fp32 is taken in parts;
+rows, activations and gradients of a tile on their way to a product, at most twice at once. tools/triton_cubins.py holds
 the bound against what it compiles.
 """
 
@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from din_kernels.backends.triton.blocks import LEAST, MOST, spans
 
-TERM_ROWS = 16  # candidates in a program of term_kernel
-REDUCTIONS = 2048  # bytes: partial results of sums on their way between warps
+TERM_ROWS = 16  # candidates in a program of term_kernel, and of query_gradients_kernel
+REDUCTIONS = 4096  # bytes: partial results of sums on their way between warps
+FORWARD, ROWS, FIRST, UPPER = KINDS = ("forward", "rows", "first", "upper")  # the kernels that go over all pairs
 
 
 class Shape(NamedTuple):
@@ -33,11 +34,10 @@ def padded(size: int) -> int:
     return sum(spans(size).width)
 
 
-def bound(columns: int, widths: tuple[int, ...], itemsize: int, backward: bool, shape: Shape) -> int:
-    """Bytes at most, of rows held in `columns` and hidden layers of `widths`.
+def bound(columns: int, widths: tuple[int, ...], itemsize: int, kind: str, shape: Shape) -> int:
+    """Bytes at most, of rows held in `columns` and hidden layers of `widths`, for one of KINDS.
 
-    At D = 128, H = (80, 40) in bf16, folded tiles of 32: forward with two stages 54,784 (compiled for sm_90: 36,864),
-    backward 91,136 (74,752). Every call makes c_i too, of TERM_ROWS candidates and a block of weights at a time.
+    Every call makes c_i too, of TERM_ROWS candidates and a block of weights at a time.
     """
     inner = [padded(width) for width in widths]
     weights = columns * inner[0] * (1 if shape.folded else 2)
@@ -45,9 +45,13 @@ def bound(columns: int, widths: tuple[int, ...], itemsize: int, backward: bool, 
     rows = shape.group * shape.length
     tile = rows * (columns + sum(inner))
     ordinary = itemsize == 4 and shape.precision == "ieee"  # no tensor core, so no second layout
-    times = 2 if backward and not ordinary else 1
+    times = 2 if kind != FORWARD and not ordinary else 1
+    if rows >= MOST:  # products of warp groups, which read one layout both ways; of fp32 in parts
+        held = (1 if ordinary or itemsize == 2 else 2) * weights + times * tile
+    else:
+        held = times * (weights + tile)
     term = TERM_ROWS * columns + 2 * MOST * MOST
-    return itemsize * max(times * (weights + tile) + (shape.num_stages - 1) * rows * columns, term) + REDUCTIONS
+    return itemsize * max(held + (shape.num_stages - 1) * rows * columns, term) + REDUCTIONS
 
 
 def smaller(shape: Shape, folded: Shape, itemsize: int) -> Iterator[Shape]:
@@ -66,11 +70,11 @@ def smaller(shape: Shape, folded: Shape, itemsize: int) -> Iterator[Shape]:
 
 
 def fitting(
-    columns: int, widths: tuple[int, ...], itemsize: int, backward: bool, shape: Shape, folded: Shape, limit: int
+    columns: int, widths: tuple[int, ...], itemsize: int, kind: str, shape: Shape, folded: Shape, limit: int
 ) -> Shape:
     """The first of `smaller` that takes no more than `limit` bytes; at worst the last, which `refuses` tells."""
     for each in smaller(shape, folded, itemsize):
-        if bound(columns, widths, itemsize, backward, each) <= limit:
+        if bound(columns, widths, itemsize, kind, each) <= limit:
             break
     return each
 
@@ -78,7 +82,7 @@ def fitting(
 def refuses(dim: int, columns: int, widths: tuple[int, ...], itemsize: int, backward: bool, limit: int) -> str | None:
     """Why no tile fits, or None."""
     least = Shape(True, 1, LEAST, 1, 4, "ieee")
-    needed = max(bound(columns, widths, itemsize, each, least) for each in {False, backward})
+    needed = max(bound(columns, widths, itemsize, each, least) for each in (KINDS if backward else (FORWARD,)))
     if needed <= limit:
         return None
     return (

@@ -38,13 +38,14 @@ def chunks(call: Prepared) -> Iterator[Chunk]:
         yield Chunk(0, call.queries, call.inputs)
         return
     dim, width = call.unit.dim, call.unit.widths[0]
-    weight = call.inputs.mlp.weights[0].to(call.dtype)
+    weight = call.given.weights[0].to(call.dtype)
     by_query = weight_outer(weight, dim)
     weight_k = weight[:, dim : 2 * dim].reshape(-1)
     chunk = max(1, CHUNK_BYTES // (width * dim * call.dtype.itemsize))
     for first in range(0, max(call.queries, 1), chunk):
         last = min(first + chunk, call.queries)
-        folded = torch.addmm(weight_k, query_rows(call, first, last), by_query)
+        into = call.form.into
+        folded = torch.addmm(weight_k, query_rows(call, first, last), by_query, beta=into, alpha=into)
         yield Chunk(first, last, call.inputs._replace(folded=folded.view(last - first, width, dim)))
 
 
@@ -54,13 +55,14 @@ class FirstLayerOfOuter:
     def __init__(self, call: Prepared):
         dim, width = call.unit.dim, call.unit.widths[0]
         self.call = call
-        self.by_query = weight_outer(call.inputs.mlp.weights[0].float(), dim)
+        self.by_query = weight_outer(call.given.weights[0].float(), dim)
         self.weight_k = torch.zeros(width, dim, dtype=torch.float32, device=call.device)
         self.weight_outer = torch.zeros_like(self.by_query)
 
     def add(self, chunk: Chunk, grad: torch.Tensor, grad_query: torch.Tensor) -> None:
         """Adds a chunk's dA [last - first, H1, D] to the weights', and its part to grad_query [1, Q, D]."""
         first, last = chunk.first, chunk.last
+        grad = grad * self.call.form.into
         flat = grad.view(last - first, -1)
         self.weight_k += grad.sum(0)
         self.weight_outer += query_rows(self.call, first, last).float().T @ flat

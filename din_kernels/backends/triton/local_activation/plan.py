@@ -10,10 +10,10 @@ import triton
 
 from din_kernels.backends import Request
 from din_kernels.backends.triton import chips, refuses_tensors
-from din_kernels.backends.triton.blocks import LEAST
+from din_kernels.backends.triton.blocks import LEAST, MOST
 from din_kernels.backends.triton.local_activation import memory
 from din_kernels.backends.triton.local_activation.inputs import Prepared, places
-from din_kernels.backends.triton.local_activation.memory import Shape, fitting
+from din_kernels.backends.triton.local_activation.memory import FORWARD, Shape, fitting
 
 STEPS_PER_PART = 4  # a history is split among programs into parts of at least so many tiles
 
@@ -42,37 +42,35 @@ class Launch(NamedTuple):
     options: dict[str, Any]  # the compiler's
     programs: int
     splits: int  # programs that share one history
+    block: int  # columns that a block of D and of the layers has at most
 
 
-def plan(call: Prepared, backward: bool, splits: bool, single: bool = False) -> Launch:
-    """The launch of a call's forward or backward.
+def plan(call: Prepared, kind: str, splits: bool, single: bool = False) -> Launch:
+    """The launch of one of memory.KINDS for a call.
 
     Rows are folded from an average history of `fold_from` behaviours on (M / U, which no wait for the GPU reads), for
     outer, which has no other form, and where tiles must hold a `single` candidate; below they are grouped. In fp32 they
-    are always folded: Wk' and Wp as they are take 130 KB of shared memory and more registers than there are, A_i half
+    are always folded: Wk' and Wp' as they are take 130 KB of shared memory and more registers than there are, A_i half
     of it. Histories are split, where they may be, if the candidates alone leave programs idle.
     """
     chip, size = chips.chip(call.device), "16 bit" if call.dtype.itemsize == 2 else "32 bit"
-    config, unit = chips.configuration("local_activation", chip), call.unit
     average = call.rows // max(call.users, 1)
-    folded = single or call.features == "outer" or average >= config[size]["fold_from"]
-    shape = tile_shape(
-        Path(chip, size, folded, backward, unit.activation),
-        unit.dim,
-        sum(unit.d_spans.width),
-        unit.widths,
+    fold_from = chips.configuration("local_activation", chip)[size]["fold_from"]
+    folded = single or call.features == "outer" or average >= fold_from
+    tile = tile_of(
+        Path(chip, size, folded, kind, call.unit.activation),
+        call.unit.dim,
+        sum(call.unit.d_spans.width),
+        call.unit.widths,
         chips.dot_precision(call.dtype),
         chips.shared_memory(call.device),
     )
-    work = triton.cdiv(max(call.queries, 1), shape.group)
-    # 8 warps with 255 registers each fill a multiprocessor; a program more would be a part more to add up.
-    per = config["backward_programs_per_multiprocessor" if backward else "programs_per_multiprocessor"]
-    most = chips.multiprocessors(call.device) * per
+    work = triton.cdiv(max(call.queries, 1), tile.shape.group)
+    most = chips.multiprocessors(call.device) * tile.programs
     parts = 1
     if splits and work < most:
-        parts = max(1, min(most // work, average // (STEPS_PER_PART * shape.length)))
-    options = {"num_stages": shape.num_stages, "num_warps": shape.num_warps, **chips.compiler_options()}
-    return Launch(shape, options, min(work * parts, most), parts)
+        parts = max(1, min(most // work, average // (STEPS_PER_PART * tile.shape.length)))
+    return Launch(tile.shape, tile.options, min(work * parts, most), parts, tile.block)
 
 
 class Path(NamedTuple):
@@ -81,25 +79,40 @@ class Path(NamedTuple):
     chip: str
     size: str  # "16 bit" or "32 bit"
     folded: bool
-    backward: bool
+    kind: str  # of memory.KINDS
     activation: str
 
 
-@functools.lru_cache(maxsize=1024)
-def tile_shape(path: Path, dim: int, columns: int, widths: tuple[int, ...], precision: str, limit: int) -> Shape:
-    """The configured shape of a path, for an activation that has one its own; smaller where the chip's shared memory
-    does not hold it, see memory.py."""
-    shapes = chips.configuration("local_activation", path.chip)[path.size]
-    direction = "_backward" if path.backward else ""
+class Tile(NamedTuple):
+    """A shape with what the launch takes beside it."""
 
-    def configured(name: str) -> Shape:
-        own = shapes.get(f"{name}{direction}, {path.activation}", shapes[name + direction])
+    shape: Shape
+    options: dict[str, Any]  # the compiler's
+    programs: int  # per multiprocessor
+    block: int  # of Launch
+
+
+@functools.lru_cache(maxsize=1024)
+def tile_of(path: Path, dim: int, columns: int, widths: tuple[int, ...], precision: str, limit: int) -> Tile:
+    """The configured tile of a path, for an activation that has one its own; smaller where the chip's shared memory
+    does not hold it, see memory.py."""
+    stored = chips.configuration("local_activation", path.chip)[path.size]
+    per_kind = "" if path.kind == FORWARD else f", {path.kind}"
+
+    def configured(name: str) -> tuple[Shape, dict[str, Any]]:
+        own = stored.get(f"{name}{per_kind}, {path.activation}", stored[name + per_kind])
         length = own["length"]
         # Wide rows: as many elements in a tile as at D = 128.
-        while dim * length > 128 * shapes["folded"]["length"] and length * own["group"] > LEAST:
+        while dim * length > 128 * stored["folded"]["length"] and length * own["group"] > LEAST:
             length //= 2
-        return Shape(name == "folded", own["group"], length, own["num_stages"], own["num_warps"], precision)
+        exact = own.get("exact", precision) if precision == chips.EXACT else precision
+        return Shape(name == "folded", own["group"], length, own["num_stages"], own["num_warps"], exact), own
 
-    wanted = configured("folded" if path.folded else "grouped")
     itemsize = 2 if path.size == "16 bit" else 4
-    return fitting(columns, widths, itemsize, path.backward, wanted, configured("folded"), limit)
+    wanted, folded = configured("folded" if path.folded else "grouped"), configured("folded")
+    shape = fitting(columns, widths, itemsize, path.kind, wanted[0], folded[0], limit)
+    own = wanted[1] if shape.folded == wanted[0].folded else folded[1]
+    options = {"num_stages": shape.num_stages, "num_warps": shape.num_warps}
+    return Tile(
+        shape, options | chips.compiler_options(own.get("registers", 255)), own["programs"], own.get("block", MOST)
+    )

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 
 from din_kernels.backends.triton.activations import activate, load_params
-from din_kernels.backends.triton.arithmetic import multiply_add, multiply_wide, repeat_rows
+from din_kernels.backends.triton.arithmetic import fused_multiply_add, multiply_add, multiply_wide, repeat_rows
 from din_kernels.backends.triton.blocks import (
     load_block,
     load_matrix,
@@ -35,6 +35,7 @@ from din_kernels.backends.triton.blocks import (
     load_vectors,
     narrow,
     static,
+    to_dtype,
     unseen_zero,
 )
 
@@ -47,13 +48,16 @@ class Group(NamedTuple):
     candidate: tl.tensor  # index
     present: tl.tensor  # whether there is one
     active: tl.tensor  # whether it has behaviours
-    start: tl.tensor  # first position
-    count: tl.tensor  # number of behaviours
+    start: tl.tensor  # first position of the history
+    place: tl.tensor  # where its pairs begin among all
+    skip: tl.tensor  # behaviours before those that count here, see `within`
+    count: tl.tensor  # number of behaviours up to the last that counts
 
 
 class Pairs(NamedTuple):
     """A tile's pairs, [ROWS] each."""
 
+    place: tl.tensor  # among all
     row: tl.tensor  # of the history
     valid: tl.tensor  # whether there is a behaviour
     attended: tl.tensor  # whether it has a score, and not only a share in Dice's statistics
@@ -69,15 +73,48 @@ def candidates_of(group, first, last, where, GROUP: tl.constexpr):
         user = tl.load(where.query_to_user + candidate, mask=present, other=0)
     start = tl.load(where.begin + user, mask=present, other=0)
     count = tl.load(where.length + user, mask=present, other=0).to(tl.int32)
-    return Group(candidate, present, present & (count > 0), start, count)
+    place = start
+    if where.place is not None:
+        place = tl.load(where.place + candidate, mask=present, other=0)
+    return Group(candidate, present, present & (count > 0), start, place, tl.zeros([GROUP], tl.int32), count)
 
 
 @triton.jit
-def part_of(count, split, splits, LENGTH: tl.constexpr):
-    """Positions first .. last that one of `splits` programs takes of the group's longest history."""
-    longest = tl.max(count, 0)
-    each = tl.cdiv(tl.cdiv(longest, splits), LENGTH) * LENGTH
-    first = split * each
+def within(group, first, last):
+    """The group's pairs at places first .. last alone."""
+    skip = tl.minimum(tl.maximum(first - group.place, 0), group.count).to(tl.int32)
+    count = tl.minimum(tl.maximum(last - group.place, 0), group.count).to(tl.int32)
+    return Group(group.candidate, group.present, group.active, group.start, group.place, skip, count)
+
+
+@triton.jit
+def chunk_of(chunk, first, last):
+    """Candidates and places of a chunk: those given and all places where there is none."""
+    start = tl.zeros([], tl.int64)
+    end = start + (1 << 62)
+    if chunk is not None:
+        first, last = tl.load(chunk).to(tl.int32), tl.load(chunk + 1).to(tl.int32)
+        start, end = tl.load(chunk + 2), tl.load(chunk + 3)
+    return first, last, start, end
+
+
+@triton.jit
+def work_of(order, first, last, splits, TILE: tl.constexpr, SHARED: tl.constexpr):
+    """begin, end and step of this program's work: all programs in turns, or in order the users of this one."""
+    begin, end, step = tl.program_id(0), tl.cdiv(last - first, TILE.group) * splits, tl.num_programs(0)
+    if SHARED == "ordered":
+        begin = tl.load(order.bounds + tl.program_id(0)).to(tl.int32)
+        end, step = tl.load(order.bounds + tl.program_id(0) + 1).to(tl.int32), tl.num_programs(0) * 0 + 1
+    return begin, end, step
+
+
+@triton.jit
+def part_of(group, split, splits, LENGTH: tl.constexpr):
+    """Behaviours first .. last that one of `splits` programs takes of the group's longest history."""
+    longest = tl.max(group.count, 0)
+    start = tl.min(tl.where(group.count > group.skip, group.skip, longest), 0)
+    each = tl.cdiv(tl.cdiv(longest - start, splits), LENGTH) * LENGTH
+    first = start + split * each
     return first, min(first + each, longest)
 
 
@@ -85,15 +122,16 @@ def part_of(count, split, splits, LENGTH: tl.constexpr):
 def pairs_of(group, t0, where, TILE: tl.constexpr):
     """The pairs of a group's tile at t0."""
     ROWS: tl.constexpr = TILE.group * TILE.length
-    t = t0 + tl.arange(0, TILE.length)
-    valid = tl.reshape(t[None, :] < group.count[:, None], [ROWS])
-    row = tl.reshape(group.start[:, None] + t[None, :], [ROWS])
+    t = (t0 + tl.arange(0, TILE.length))[None, :]
+    valid = tl.reshape((t >= group.skip[:, None]) & (t < group.count[:, None]), [ROWS])
+    place = tl.reshape(group.place[:, None] + t, [ROWS])
+    row = tl.reshape(group.start[:, None] + t, [ROWS])
     if where.row_index is not None:
         row = tl.load(where.row_index + row, mask=valid, other=0)
     attended = valid
     if where.row_mask is not None:
         attended = valid & (tl.load(where.row_mask + row, mask=valid, other=0) > 0)
-    return Pairs(row, valid, attended)
+    return Pairs(place, row, valid, attended)
 
 
 @triton.jit
@@ -125,23 +163,26 @@ class Kept(NamedTuple):
     """Transposed weights that a program keeps for all its tiles."""
 
     weight_k: tuple  # Wk'^T where not folded
-    weight_qk: tuple  # Wp^T where not folded
+    weight_qk: tuple  # Wp'^T where not folded
     layers: tuple  # weight^T per hidden layer; nothing for the first
 
 
 @triton.jit
 def keep_weights(mlp, UNIT: tl.constexpr, TILE: tl.constexpr, UP_TO: tl.constexpr, DTYPE: tl.constexpr):
     """The weights of hidden layers up to UP_TO, where there are so many."""
+    PLACES: tl.constexpr = UNIT.places
+    D_SPANS: tl.constexpr = UNIT.d_spans
+    SPANS: tl.constexpr = UNIT.layers[0]
     weight_k = ()
     weight_qk = ()
     if not TILE.folded:
-        weight_k = load_matrix(mlp.weight_k, UNIT.stride_k, static(UNIT.d_spans), static(UNIT.layers[0]), DTYPE)
-        weight_qk = load_matrix(mlp.weight_qk, UNIT.stride_qk, static(UNIT.d_spans), static(UNIT.layers[0]), DTYPE)
+        weight_k = load_matrix(mlp.matrices + PLACES.weight_k, PLACES.strides[0], D_SPANS, SPANS, DTYPE)
+        weight_qk = load_matrix(mlp.matrices + PLACES.weight_qk, PLACES.strides[0], D_SPANS, SPANS, DTYPE)
     layers = ((),)
     for layer in tl.static_range(1, min(UP_TO + 1, len(UNIT.widths))):
         matrix = load_matrix(
-            mlp.weights[layer],
-            UNIT.widths[layer - 1],
+            mlp.matrices + PLACES.matrices[layer],
+            PLACES.strides[layer],
             static(UNIT.layers[layer - 1]),
             static(UNIT.layers[layer]),
             DTYPE,
@@ -161,21 +202,26 @@ def fold(
     UNIT: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """A_i^T = Wk'^T + diag(q_i) Wp^T, block by block, so that few of them are in registers at once.
+    """A_i^T = Wk'^T + diag(q_i) Wp'^T, block by block, so that few of them are in registers at once.
 
-    The weights are read anew for every candidate, from the L2 cache: kept, they would take 40 registers of each of 256
+    The weights are read anew for every candidate, from the L1 cache: kept, they would take 40 registers of each of 256
     threads.
     """
     IN: tl.constexpr = UNIT.d_spans
     OUT: tl.constexpr = UNIT.layers[0]
+    PLACES: tl.constexpr = UNIT.places
+    STRIDE: tl.constexpr = PLACES.strides[0]
     out = ()
     for i in tl.static_range(len(q)):
-        column = tl.trans(q[i]).to(tl.float32)
+        column = tl.trans(q[i])
         row = ()
         for o in tl.static_range(len(OUT.width)):
-            by_k = load_block(mlp.weight_k, UNIT.stride_k, zero, IN, i, OUT, o).to(tl.float32)
-            by_qk = load_block(mlp.weight_qk, UNIT.stride_qk, zero, IN, i, OUT, o).to(tl.float32)
-            row = row + (narrow(by_k + column * by_qk, DTYPE),)
+            by_k = load_block(mlp.matrices + PLACES.weight_k, STRIDE, zero, IN, i, OUT, o)
+            by_qk = load_block(mlp.matrices + PLACES.weight_qk, STRIDE, zero, IN, i, OUT, o)
+            if DTYPE == tl.float32:
+                row = row + (by_k + column * by_qk,)
+            else:
+                row = row + (fused_multiply_add(tl.broadcast_to(column, by_k.shape), by_qk, by_k, UNIT.fast),)
         out = out + (row,)
     return out
 
@@ -217,7 +263,7 @@ class Values(NamedTuple):
     k: tuple  # [ROWS, width] per span of D
     q: tuple  # [GROUP, width] per span of D; nothing where folded
     zs: tuple  # per hidden layer [ROWS, width] fp32 per span
-    hs: tuple  # the same behind the activation
+    hs: tuple  # the same behind the activation, as the next layer takes it: rounded below the last, fp32 there
     params: tuple  # per hidden layer and span the activation's parameters
 
 
@@ -226,7 +272,8 @@ def load_last(mlp, zero, UNIT: tl.constexpr):
     """Weight of the layer that gives the score, where a hidden one is below it; loaded anew for every tile."""
     weight = ()
     if UNIT.hidden > 0:
-        weight = load_vectors(mlp.weights[UNIT.hidden], zero, static(UNIT.layers[UNIT.hidden - 1]), 1, 0.0)
+        LAST: tl.constexpr = UNIT.layers[UNIT.hidden - 1]
+        weight = load_vectors(mlp.vectors + UNIT.places.weight_last, zero, LAST, 1, 0.0)
     return weight
 
 
@@ -285,12 +332,14 @@ def layers_of(
         h = ()
         for o in tl.static_range(len(z)):
             h = h + (activate(z[o], own[o], ACTIVATION, UNIT.fast),)
-        hs = hs + (h,)
         params = params + (own,)
         if layer + 1 < len(UNIT.steps):
-            bias = load_vectors(inputs.mlp.biases[layer + 1], zero, static(UNIT.layers[layer + 1]), 1, 0.0)
+            at = inputs.mlp.vectors + UNIT.places.biases[layer + 1]
+            bias = load_vectors(at, zero, static(UNIT.layers[layer + 1]), 1, 0.0)
             z = multiply_wide(start_of(bias, ROWS), h, kept.layers[layer + 1], DTYPE, PRECISION)
             zs = zs + (z,)
+            h = to_dtype(h, DTYPE)
+        hs = hs + (h,)
     return Values(k, q, zs, hs, params)
 
 
