@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from din_kernels.backends.calls import TENSOR_FIELDS
@@ -26,7 +25,7 @@ _dispatch_keys = torch._C._dispatch_keys
 
 def run(op: Op, call, backend: str):
     """The results of `op`, as `op.result`, from the backend itself or by the op that torch knows."""
-    if torch.compiler.is_compiling() or not straight(_tensors(call)):
+    if not straight(_tensors(call)):
         return op.forward_by_torch(call, backend)
     if op.gradient is not None and torch.is_grad_enabled():
         learned = _flat(op.gradient.learned, call)
@@ -60,10 +59,11 @@ def straight(tensors: Iterable[torch.Tensor | None]) -> bool:
 
 
 def watched() -> bool:
-    """Whether a mode, a transform or a trace other than torch.compile's looks at the calls of ops."""
-    if _C._len_torch_dispatch_stack() or _C._are_functorch_transforms_active():
-        return True
-    if _C._get_tracing_state() is not None or forward_ad._current_level >= 0:
+    """Whether a mode, a transform or a trace other than torch.compile's looks at the calls of ops.
+
+    Forward-mode AD does not come here, since `backends.select` lets the reference alone follow it.
+    """
+    if _C._len_torch_dispatch_stack() or _C._are_functorch_transforms_active() or _C._get_tracing_state() is not None:
         return True
     modes = _C._len_torch_function_stack()
     return modes > 0 and not all(_is_default_device(_C._get_function_stack_at(at)) for at in range(modes))

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -272,6 +273,24 @@ def test_a_gradient_says_that_it_cannot_be_differentiated_again(op, by_torch):
     assert by_torch == [f"{op} backward"]
     with pytest.raises(NotImplementedError, match=f"{op} has no double backward"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_statistics_have_no_gradient(looks):
+    with Looks() if looks else nullcontext():
+        y, *others = dk.dice(normal(5, 4), normal(4), training=True)
+    assert y.requires_grad and not any(each.requires_grad for each in others)
+
+
+@pytest.mark.parametrize("op", WITH_GRADIENT)
+def test_compiled_autograd_makes_the_same_gradients(op):
+    grads = []
+    for context in (nullcontext(), compiled_autograd._enable(torch.compile(backend="aot_eager"))):
+        x = normal(5, 4)
+        with context:
+            forward_of(op)(x).square().sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(*grads)
 
 
 # --- what autograd promises -------------------------------------------------------------------------------------------
