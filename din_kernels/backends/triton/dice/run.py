@@ -17,6 +17,7 @@ from din_kernels.backends.triton.dice.backward import backward_kernel, sums_kern
 from din_kernels.backends.triton.dice.forward import forward_kernel, statistics_kernel
 from din_kernels.backends.triton.dice.gate import Parameters
 from din_kernels.backends.triton.dice.tile import Tiling, tiling
+from din_kernels.backends.triton.launch import launch
 
 
 class Shape(NamedTuple):
@@ -79,7 +80,8 @@ def _statistics(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tenso
     count = torch.zeros((), dtype=torch.int64, device=x.device)
     mean, var = (torch.empty(x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2))
     scratch, parts = _scratch(x, shape, grid[0], 3)
-    statistics_kernel[grid](x, mask, count, mean, var, scratch, parts, x.shape[0], **shape.options)
+    taken = (x, mask, count, mean, var, scratch, parts, x.shape[0])
+    launch(statistics_kernel, grid, taken, shape.constants, shape.options)
     return mean, var, count
 
 
@@ -100,9 +102,8 @@ def forward(call: DiceCall) -> DiceResult:
         if y.numel():
             shape, grid = _launch(x, "forward", mask)
             fast = chips.fast_tanh(x.device, x.dtype)
-            forward_kernel[grid](
-                x, mask, _parameters(call), mean, var, y, x.shape[0], call.eps, FAST=fast, **shape.options
-            )
+            taken = (x, mask, _parameters(call), mean, var, y, x.shape[0], call.eps)
+            launch(forward_kernel, grid, taken, {"FAST": fast, **shape.constants}, shape.options)
     return DiceResult(y, mean, var, count)
 
 
@@ -119,11 +120,12 @@ def backward(call: DiceCall, saved: DiceSaved, grads: DiceGrads) -> DiceGradient
         through = torch.empty(2, x.shape[1], **none) if call.training else None
         ticket = torch.zeros((), dtype=torch.int64, device=x.device)
         scratch, parts = _scratch(x, shape, grid[0], 4)
-        size = (x.shape[0], call.eps, chips.fast_tanh(x.device, x.dtype))
+        size, fast = (x.shape[0], call.eps), {"FAST": chips.fast_tanh(x.device, x.dtype)}
         wanted = tuple(each if each.numel() else None for each in sums)
         state = (x, grad_y, mask, given, saved.mean, saved.var)
         with on_device_of(x):
-            sums_kernel[grid](*state, ticket, wanted, through, scratch, parts, *size, **shape.options)
+            taken = (*state, ticket, wanted, through, scratch, parts, *size)
+            launch(sums_kernel, grid, taken, {**fast, **shape.constants}, shape.options)
             shape, grid = _launch(x, "backward", mask)
-            backward_kernel[grid](*state, through, grad_x, *size, **shape.options)
+            launch(backward_kernel, grid, (*state, through, grad_x, *size), {**fast, **shape.constants}, shape.options)
     return DiceGradients(grad_x, *sums)

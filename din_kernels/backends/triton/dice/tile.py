@@ -50,7 +50,8 @@ class Tiling(NamedTuple):
     repeat: int
     blocks: int  # programs side by side
     rows_of_tile: int
-    options: dict[str, Any]  # constants of the kernels
+    constants: dict[str, int]  # of the kernels
+    options: dict[str, Any]  # the compiler's
 
 
 @functools.cache
@@ -61,7 +62,7 @@ def tiling(channels: int, vector: int, warps: int, rows: int) -> Tiling:
     fit = lanes // channels
     repeat = max(1, fit // aligned * aligned or fit)
     columns = min(lanes, triton.next_power_of_2(channels))
-    options = {
+    constants = {
         "CHANNELS": channels,
         "REPEAT": repeat,
         "LANES": lanes,
@@ -69,9 +70,8 @@ def tiling(channels: int, vector: int, warps: int, rows: int) -> Tiling:
         "CHUNK": max(1, 4 * 32 * warps // columns),  # parts that are read at once, 4 numbers of each plane a thread
         "ROWS": rows,
         "VECTOR": vector,
-        "num_warps": warps,
     }
-    return Tiling(repeat, triton.cdiv(channels, lanes), repeat * rows, options)
+    return Tiling(repeat, triton.cdiv(channels, lanes), repeat * rows, constants, {"num_warps": warps})
 
 
 @triton.jit

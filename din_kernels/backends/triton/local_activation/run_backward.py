@@ -136,9 +136,9 @@ class _Backward:
     def _chunks_of_places(self) -> Iterator[Room]:
         """What row_gradients_kernel leaves of each chunk.
 
-        Where candidates share histories of several users, the host knows the number of pairs only if weights are returned. Else chunks cover
-        what it would be if all users had as many candidates, and one more takes what is beyond, mostly nothing; it has
-        no room, so each kernel goes down its tiles itself.
+        Where candidates share histories of several users, the host knows the number of pairs only if weights are
+        returned. Else chunks cover what it would be if all users had as many candidates, and one more takes what is
+        beyond, mostly nothing; it has no room, so each kernel goes down its tiles itself.
         """
         call, given = self.call, self.call.given
         if not self.chunked:
