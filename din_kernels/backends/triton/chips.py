@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from importlib.resources import files
 from typing import Any
 
@@ -23,30 +22,12 @@ def multiprocessors(device: torch.device) -> int:
 
 @functools.cache
 def chip(device: torch.device) -> str:
-    """The chip as configurations name it: "sm_90", "gfx942"; "default" off the GPU.
-
-    "sm_90 mma" is a Hopper chip whose products of a warp group, wgmma, cannot be trusted: ptxas before 13.1 lets
-    registers that such a product still reads take other values, which gave illegal accesses and, as others report,
-    wrong numbers. Its tiles have 32 rows and fewer, for which Triton makes products of single warps.
-    """
+    """The chip as configurations name it: "sm_90", "gfx942"; "default" off the GPU."""
     if device.type != "cuda":
         return "default"
     if torch.version.hip:
         return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    name = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-    return "sm_90 mma" if name == "sm_90" and assembler() < WARP_GROUPS_FROM else name
-
-
-WARP_GROUPS_FROM = (13, 1)  # the first ptxas that assembles wgmma with operands in registers right
-
-
-@functools.cache
-def assembler() -> tuple[int, int]:
-    """Version of the ptxas that Triton calls for Hopper: its own, or that which TRITON_PTXAS_PATH names."""
-    from triton.backends.nvidia.compiler import get_ptxas_version
-
-    found = re.search(r"release (\d+)\.(\d+)", get_ptxas_version(90))
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
 @functools.cache
