@@ -124,7 +124,7 @@ def prepare(call: LocalActivationCall) -> Prepared:
     params = _params(call)
     queries, rows = (query.ids or query.tables)[0].shape[0], (history.ids or history.tables)[0].shape[0]
     device, dtype = history.tables[0].device, history.tables[0].dtype
-    form = form_of(call.activation, dtype)
+    form = form_of(call.activation, dtype, len(params))
     unit = unit_of(
         tuple([table.shape[1] for table in query.tables]),
         tuple([table.shape[1] for table in history.tables]),

@@ -40,9 +40,9 @@ class Form(NamedTuple):
     shift: float
 
 
-def form_of(activation: str, dtype: torch.dtype) -> Form:
-    """The form of an activation on rows of `dtype`."""
-    if activation == "sigmoid" and dtype.itemsize == 2:
+def form_of(activation: str, dtype: torch.dtype, hidden: int) -> Form:
+    """The form of the activation of `hidden` layers on rows of `dtype`."""
+    if activation == "sigmoid" and dtype.itemsize == 2 and hidden:
         return Form("tanh", 0.5, 0.5, 0.5)
     return Form(activation, 1.0, 1.0, 0.0)
 
