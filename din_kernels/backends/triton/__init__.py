@@ -38,6 +38,16 @@ def refuses_tensors(request) -> str | None:
     return None
 
 
+def cdiv(count: int, each: int) -> int:
+    """Parts of `each` that hold `count`; triton.cdiv, which may be called by kernels too, takes 6 us on the host."""
+    return -(-count // each)
+
+
+def next_power_of_2(count: int) -> int:
+    """The least power of two that is no less than `count`."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
 def on_device_of(tensor: torch.Tensor):
     """Context in which kernels are launched: on the tensor's GPU, whichever is current."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -89,8 +89,25 @@ def _watched(kernel: JITFunction) -> bool:
             return True
     if knobs.compilation.instrumentation_mode:
         return True
-    used = kernel.used_global_vals
-    return bool(used) and any(where.get(name, _run) != value for (name, _), (value, where) in used.items())
+    return bool(kernel.used_global_vals) and _changed(kernel)
+
+
+_globals: dict[JITFunction, tuple[tuple[dict, str, Any], ...]] = {}  # those of each kernel that were found unchanged
+
+
+def _changed(kernel: JITFunction) -> bool:
+    """Whether a global that the kernel uses has another value than it was compiled with."""
+    used, known = kernel.used_global_vals, _globals.get(kernel, ())
+    if len(known) == len(used):
+        for where, name, value in known:
+            if where.get(name) is not value:
+                break
+        else:
+            return False
+    if any(where.get(name, _run) != value for (name, _), (value, where) in used.items()):
+        return True
+    _globals[kernel] = tuple((where, name, where[name]) for (name, _), (_, where) in used.items())
+    return False
 
 
 def _kind_of(kinds: list[_Kind], args, constants, options) -> _Kind | None:

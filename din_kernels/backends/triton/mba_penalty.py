@@ -10,7 +10,7 @@ import triton.language as tl
 
 from din_kernels.backends import Request
 from din_kernels.backends.calls import MbaPenaltyCall, MbaPenaltyGrads, MbaPenaltyResult, MbaPenaltySaved
-from din_kernels.backends.triton import on_device_of, refuses_tensors
+from din_kernels.backends.triton import cdiv, next_power_of_2, on_device_of, refuses_tensors
 from din_kernels.backends.triton.blocks import narrow
 from din_kernels.backends.triton.launch import launch
 
@@ -104,7 +104,7 @@ def gradient_kernel(
 
 
 def _tile(dim: int) -> dict[str, int]:
-    columns = triton.next_power_of_2(dim)
+    columns = next_power_of_2(dim)
     return {"ENTRIES": max(1, ELEMENTS // columns), "COLUMNS": columns}
 
 
@@ -119,10 +119,10 @@ def forward(call: MbaPenaltyCall) -> MbaPenaltyResult:
     ids = torch.sort(call.ids).values
     first = torch.empty_like(unique)
     shape = _tile(dim)
-    partials = weight.new_empty(triton.cdiv(entries, shape["ENTRIES"]), dtype=torch.float32)
+    partials = weight.new_empty(cdiv(entries, shape["ENTRIES"]), dtype=torch.float32)
     with on_device_of(weight):
         marks = (ids, first, entries, call.padding_idx)
-        launch(mark_kernel, (triton.cdiv(entries, 1024),), marks, {"BLOCK": 1024}, {})
+        launch(mark_kernel, (cdiv(entries, 1024),), marks, {"BLOCK": 1024}, {})
         rank = first.cumsum(0)
         runs = Runs(ids, first, rank)
         launch(penalty_kernel, partials.shape, (weight, runs, counts, unique, partials, entries, dim), shape, {})
@@ -139,5 +139,5 @@ def backward(call: MbaPenaltyCall, saved: MbaPenaltySaved, grads: MbaPenaltyGrad
         rows = (weight, saved.unique, saved.unique_count, counts)
         arguments = (grads.penalty, *rows, out, entries, dim, call.coeff)
         with on_device_of(weight):
-            launch(gradient_kernel, (triton.cdiv(entries, constants["ENTRIES"]),), arguments, constants, {})
+            launch(gradient_kernel, (cdiv(entries, constants["ENTRIES"]),), arguments, constants, {})
     return out

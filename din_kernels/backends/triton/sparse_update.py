@@ -19,7 +19,7 @@ import triton.language as tl
 
 from din_kernels.backends import Request
 from din_kernels.backends.calls import SparseUpdateCall, Table
-from din_kernels.backends.triton import on_device_of, refuses_tensors
+from din_kernels.backends.triton import cdiv, next_power_of_2, on_device_of, refuses_tensors
 from din_kernels.backends.triton.blocks import narrow
 from din_kernels.backends.triton.launch import launch
 
@@ -229,14 +229,14 @@ def _update_table(table: Table, rule: str) -> None:
         return
     ids, order = torch.sort(table.ids, stable=True)
     gradient = Gradient(ids, order, table.grads.contiguous())
-    blocks = triton.cdiv(entries, BLOCK)
+    blocks = cdiv(entries, BLOCK)
     partials = torch.empty(blocks, dim, dtype=torch.float32, device=weight.device)
     # Where a rule has no such state, the weight stands for it, a pointer that is not followed.
     first, second = [*table.states, weight, weight][:2]
     rows = Rows(weight, first, second, table.counts if hyper.coeff else None)
     numbers = Numbers(hyper.lr, hyper.step, hyper.beta1, 1 - hyper.beta1, 1 - hyper.beta2, hyper.eps, hyper.coeff)
     step = Step(rule, bool(hyper.maximize), bool(hyper.decoupled))
-    shape = {"BLOCK": BLOCK, "COLUMNS": triton.next_power_of_2(dim)}
+    shape = {"BLOCK": BLOCK, "COLUMNS": next_power_of_2(dim)}
     constants = {"STEP": step, **shape, "HEADS": max(1, min(32, ELEMENTS // shape["COLUMNS"]))}
     arguments = (gradient, partials, rows, entries, dim, table.padding_idx, numbers)
     options = {"num_warps": 1 if dim <= 128 else 4}

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 
 from din_kernels.backends import Request
 from din_kernels.backends.calls import DiceCall, DiceGradients, DiceGrads, DiceResult, DiceSaved
-from din_kernels.backends.triton import chips, on_device_of, refuses_tensors
+from din_kernels.backends.triton import cdiv, chips, on_device_of, refuses_tensors
 from din_kernels.backends.triton.dice.backward import backward_kernel, sums_kernel
 from din_kernels.backends.triton.dice.forward import forward_kernel, statistics_kernel
 from din_kernels.backends.triton.dice.gate import Parameters
@@ -55,13 +54,13 @@ def _launch(x: torch.Tensor, kernel: str, mask: torch.Tensor | None) -> tuple[Ti
     rows = shape.rows if mask is None else max(1, shape.rows // 4)
     tiles = tiling(x.shape[1], shape.vector, shape.warps, rows)
     most = max(1, chips.multiprocessors(x.device) * shape.resident // tiles.blocks)
-    return tiles, (min(triton.cdiv(x.shape[0], tiles.rows_of_tile), most), tiles.blocks)
+    return tiles, (min(cdiv(x.shape[0], tiles.rows_of_tile), most), tiles.blocks)
 
 
 def _scratch(x: torch.Tensor, shape: Tiling, programs: int, planes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory for lanes [programs, planes, REPEAT C] and for parts [programs, planes, C]."""
     channels = x.shape[1]
-    lanes = triton.cdiv(programs * planes * shape.repeat * channels, 4) * 4  # parts begin at a multiple of 16 bytes
+    lanes = cdiv(programs * planes * shape.repeat * channels, 4) * 4  # parts begin at a multiple of 16 bytes
     both = torch.empty(lanes + programs * planes * channels, dtype=torch.float32, device=x.device)
     return both[:lanes], both[lanes:]
 

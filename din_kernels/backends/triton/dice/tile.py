@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from din_kernels.backends.triton import cdiv, next_power_of_2
+
 
 class Lanes(NamedTuple):
     """A program's lanes, [LANES] each."""
@@ -61,7 +63,7 @@ def tiling(channels: int, vector: int, warps: int, rows: int) -> Tiling:
     aligned = vector // math.gcd(channels, vector)
     fit = lanes // channels
     repeat = max(1, fit // aligned * aligned or fit)
-    columns = min(lanes, triton.next_power_of_2(channels))
+    columns = min(lanes, next_power_of_2(channels))
     constants = {
         "CHANNELS": channels,
         "REPEAT": repeat,
@@ -71,7 +73,7 @@ def tiling(channels: int, vector: int, warps: int, rows: int) -> Tiling:
         "ROWS": rows,
         "VECTOR": vector,
     }
-    return Tiling(repeat, triton.cdiv(channels, lanes), repeat * rows, constants, {"num_warps": warps})
+    return Tiling(repeat, cdiv(channels, lanes), repeat * rows, constants, {"num_warps": warps})
 
 
 @triton.jit

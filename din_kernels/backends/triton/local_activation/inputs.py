@@ -8,10 +8,9 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
-import triton
 
 from din_kernels.backends.calls import LocalActivationCall
-from din_kernels.backends.triton import chips
+from din_kernels.backends.triton import cdiv, chips, next_power_of_2
 from din_kernels.backends.triton.blocks import Spans, spans
 from din_kernels.backends.triton.launch import launch
 from din_kernels.backends.triton.local_activation.arguments import Inputs, Layers, Places, Source, Unit, Where
@@ -173,14 +172,14 @@ def make_weights(call: Prepared) -> None:
             "INTO": form.into,
             "GAIN": form.gain,
             "SHIFT": form.shift,
-            "COLUMNS": triton.next_power_of_2(max(unit.dim, *unit.widths)),
+            "COLUMNS": next_power_of_2(max(unit.dim, *unit.widths)),
         },
         {"num_warps": 1},
     )
     if call.queries:
         launch(
             term_kernel,
-            (triton.cdiv(call.queries, TERM_ROWS),),
+            (cdiv(call.queries, TERM_ROWS),),
             (
                 call.inputs.query,
                 mlp.matrices,

@@ -8,6 +8,7 @@ the bound against what it compiles.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -79,6 +80,7 @@ def fitting(
     return each
 
 
+@functools.lru_cache(maxsize=256)
 def refuses(dim: int, columns: int, widths: tuple[int, ...], itemsize: int, backward: bool, limit: int) -> str | None:
     """Why no tile fits, or None."""
     least = Shape(True, 1, LEAST, 1, 4, "ieee")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 import torch
-import triton
 
+from din_kernels.backends.triton import cdiv
 from din_kernels.backends.triton.blocks import MOST, Spans, spans
 from din_kernels.backends.triton.local_activation.arguments import Places, RoomPlaces, Unit, UpperPlaces
 from din_kernels.backends.triton.local_activation.inputs import Prepared
@@ -20,7 +20,7 @@ class _Line:
 
     def take(self, count: int) -> int:
         start = self.size
-        self.size += triton.cdiv(count, self.step) * self.step
+        self.size += cdiv(count, self.step) * self.step
         return start
 
 

@@ -6,10 +6,9 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from din_kernels.backends import Request
-from din_kernels.backends.triton import chips, refuses_tensors
+from din_kernels.backends.triton import cdiv, chips, refuses_tensors
 from din_kernels.backends.triton.blocks import LEAST, MOST
 from din_kernels.backends.triton.local_activation import memory
 from din_kernels.backends.triton.local_activation.inputs import Prepared, places
@@ -29,10 +28,16 @@ def refuses(request: Request) -> str | None:
 
 def refuses_sizes(query_widths, history_widths, hidden, dtype: torch.dtype, device: str, backward: bool) -> str | None:
     """Why no kernel takes rows of tables of these widths and hidden layers of `hidden`, or None."""
-    d_spans, _, _ = places(query_widths, history_widths)
-    columns = sum(d_spans.width)
+    columns = columns_of(tuple(query_widths), tuple(history_widths))
     limit = chips.shared_memory(torch.device(device))
-    return memory.refuses(sum(history_widths), columns, hidden or (1,), dtype.itemsize, backward, limit)
+    return memory.refuses(sum(history_widths), columns, tuple(hidden) or (1,), dtype.itemsize, backward, limit)
+
+
+@functools.lru_cache(maxsize=256)
+def columns_of(query_widths: tuple[int, ...], history_widths: tuple[int, ...]) -> int:
+    """Columns in which rows of tables of these widths are held."""
+    d_spans, _, _ = places(query_widths, history_widths)
+    return sum(d_spans.width)
 
 
 class Launch(NamedTuple):
@@ -65,7 +70,7 @@ def plan(call: Prepared, kind: str, splits: bool, single: bool = False) -> Launc
         chips.dot_precision(call.dtype),
         chips.shared_memory(call.device),
     )
-    work = triton.cdiv(max(call.queries, 1), tile.shape.group)
+    work = cdiv(max(call.queries, 1), tile.shape.group)
     most = chips.multiprocessors(call.device) * tile.programs
     parts = 1
     if splits and work < most:

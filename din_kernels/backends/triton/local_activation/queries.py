@@ -5,9 +5,12 @@ dq_i += Wq'^T dc_i    dWq' = sum_i dc_i q_i^T    db1' = sum_i dc_i
 
 from __future__ import annotations
 
+import functools
+
 import triton
 import triton.language as tl
 
+from din_kernels.backends.triton import cdiv
 from din_kernels.backends.triton.arithmetic import add_outer, dot
 from din_kernels.backends.triton.blocks import load_block, load_rows, narrow, store_matrix, zero_matrix
 from din_kernels.backends.triton.local_activation.tile import load_source
@@ -206,10 +209,11 @@ def finish_kernel(
         )
 
 
+@functools.lru_cache(maxsize=256)
 def finish_blocks(dim: int, widths: tuple[int, ...], hidden: int, block: int) -> int:
     """Programs of finish_kernel."""
     sizes = [widths[0] * dim, widths[0]]
     for layer in range(1, hidden + 1):
         out = widths[layer] if layer < hidden else 1
         sizes += [out * widths[layer - 1], out]
-    return sum(triton.cdiv(size, block) for size in sizes)
+    return sum(cdiv(size, block) for size in sizes)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import triton
 
 from din_kernels.backends.calls import (
     LocalActivationCall,
@@ -24,7 +23,7 @@ from din_kernels.backends.calls import (
     LocalActivationGrads,
     LocalActivationResult,
 )
-from din_kernels.backends.triton import chips, on_device_of
+from din_kernels.backends.triton import cdiv, chips, on_device_of
 from din_kernels.backends.triton.activations import SUMS
 from din_kernels.backends.triton.launch import launch
 from din_kernels.backends.triton.local_activation.arguments import FirstGrads, Given, Order, Pass, Room
@@ -147,10 +146,10 @@ class _Backward:
         capacity = call.rows if given.row_index is None else given.row_index.shape[0]
         known = given.query_to_user is None or given.total_pairs > 0 or call.users == 1
         if given.query_to_user is not None:
-            capacity = given.total_pairs or triton.cdiv(capacity * call.queries, max(call.users, 1))
+            capacity = given.total_pairs or cdiv(capacity * call.queries, max(call.users, 1))
         stride = self.made.room.stride
         size = min(places_that_fit(chips.chip(call.device), stride * call.dtype.itemsize + 4), max(capacity, 1))
-        count = triton.cdiv(max(capacity, 1), size)
+        count = cdiv(max(capacity, 1), size)
         layers, ds = torch.empty(size, stride, dtype=call.dtype, device=call.device), torch.empty(size, **self.wide)
         residual = torch.empty(2, **self.wide)
         for number, chunk in enumerate(self._borders(count + (0 if known else 1), size).unbind()):
@@ -295,7 +294,7 @@ class _Backward:
             torch.empty(call.queries if grads.need_query else 0, table.shape[1], dtype=call.dtype, device=call.device)
             for table in call.inputs.query.tables
         ]
-        blocks = triton.cdiv(call.queries, TERM_ROWS)
+        blocks = cdiv(call.queries, TERM_ROWS)
         programs = min(blocks, chips.multiprocessors(call.device))
         size = unit.widths[0] * unit.dim
         parts = torch.empty(programs, size + unit.widths[0], **self.wide)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import triton
 
 from din_kernels.backends.calls import LocalActivationCall, LocalActivationResult
-from din_kernels.backends.triton import on_device_of
+from din_kernels.backends.triton import next_power_of_2, on_device_of
 from din_kernels.backends.triton.launch import launch
 from din_kernels.backends.triton.local_activation.arguments import Results
 from din_kernels.backends.triton.local_activation.forward import combine_kernel, forward_kernel, normalize_kernel
@@ -102,7 +101,7 @@ def forward(given: LocalActivationCall) -> LocalActivationResult:
                 tiles.options,
             )
         if split:
-            sizes, columns = (queries, unit.dim, tiles.splits), triton.next_power_of_2(unit.dim)
+            sizes, columns = (queries, unit.dim, tiles.splits), next_power_of_2(unit.dim)
             launch(
                 combine_kernel,
                 (queries,),

@@ -28,6 +28,7 @@ import torch
 import triton
 import triton.language as tl
 
+from din_kernels.backends.triton import cdiv
 from din_kernels.backends.triton.blocks import narrow
 
 
@@ -69,10 +70,10 @@ def weight_places(dim: int, widths: tuple[int, ...], hidden: int, outer: bool) -
 
     def take(buffer: int, count: int) -> int:
         start = ends[buffer]
-        ends[buffer] += triton.cdiv(count, 16) * 16
+        ends[buffer] += cdiv(count, 16) * 16
         return start
 
-    strides = tuple(triton.cdiv(each, 8) * 8 for each in (dim, *widths[: max(hidden, 1) - 1]))
+    strides = tuple(cdiv(each, 8) * 8 for each in (dim, *widths[: max(hidden, 1) - 1]))
     firsts = [take(0, widths[0] * strides[0]) for _ in range(1 if outer else 3)]
     firsts += firsts[:1] * (3 - len(firsts))
     matrices = (firsts[0], *(take(0, widths[at] * strides[at]) for at in range(1, hidden)))
