@@ -137,6 +137,7 @@ def prepare_kernel(
     DIM: tl.constexpr = UNIT.dim
     HIDDEN: tl.constexpr = UNIT.hidden
     PLACES: tl.constexpr = UNIT.places
+    tl.static_assert(FEATURES == "concat" or FEATURES == "product" or FEATURES == "outer", "unknown feature set")
     FACTORS: tl.constexpr = 4 if FEATURES == "concat" else 3
     WIDE: tl.constexpr = 2 * DIM + DIM * DIM if FEATURES == "outer" else FACTORS * DIM
     column = tl.arange(0, COLUMNS)
