@@ -79,6 +79,27 @@ def test_a_loop_with_two_jumps_back_is_one():
     assert not loop.inner and sum(machine_code.kinds_of(loop.blocks).values()) == 3
 
 
+def test_a_table_of_jumps_leads_to_what_nothing_else_leads_to():
+    listed = listing(
+        "LDC R6, c[0x2][R8]",  # 0x00
+        "BRX R6 -0x20",  # 0x10
+        "FADD R1, R1, R2",  # 0x20, a case that begins with a loop
+        "@P0 BRA 0x20",  # 0x30
+        "EXIT",  # 0x40
+        "@P1 CALL.REL.NOINC 0x90",  # 0x50, another one
+        "FADD R1, R1, R2",  # 0x60
+        "@P0 BRA 0x60",  # 0x70
+        "EXIT",  # 0x80
+        "FMUL R1, R1, R2",  # 0x90, a slow path
+        "RET.REL R2 0x0",  # 0xa0
+        "BRA 0xb0",  # 0xb0, what follows a kernel
+        "NOP",  # 0xc0
+    )
+    code = machine_code.parsed("kernel", listed)
+    assert [loop.header.address for loop in code.loops] == [0x20, 0x60]
+    assert [block.address for block in code.blocks if block.rare] == [0x90, 0xB0, 0xC0]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -225,6 +246,35 @@ WHILE = """
 @pytest.mark.parametrize(("n", "expected"), [(-1, 0), (3, 0), (4, 1), (10, 3)])
 def test_loops_with_a_condition_and_branches_are_followed(n, expected):
     assert [loop.trips.tolist() for loop in loop_trips.trips(WHILE, (1,), {"n": n}).loops] == [[expected]]
+
+
+REUSED = """
+  tt.func public @kernel(%n: i32) {
+    %c0 = arith.constant 0 : i32
+    %c1 = arith.constant 1 : i32
+    scf.for %i = %c0 to %n step %c1  : i32 {
+      %0 = tt.mystery %i : i32
+      %1:2 = tt.mystery %0 : i32, i32
+    }
+    scf.for %i = %c0 to %c1 step %c1  : i32 {
+      %0 = arith.addi %n, %c1 : i32
+      %1:2 = scf.for %t = %c0 to %0 step %c1 iter_args(%2 = %c1, %3 = %0) -> (i32, i32)  : i32 {
+        %4 = arith.addi %2, %c1 : i32
+        scf.yield %4, %3 : i32, i32
+      }
+      scf.for %t = %c0 to %1#0 step %c1  : i32 {
+        %2 = tt.mystery %t : i32
+      }
+    }
+    tt.return
+  }
+"""
+
+
+def test_a_name_that_is_given_again_is_another_value():
+    first, second = loop_trips.trips(REUSED, (1,), {"n": 5}).loops
+    assert first.trips.tolist() == [5] and second.trips.tolist() == [1]
+    assert [loop.trips.tolist() for loop in second.inner] == [[6], [7]]
 
 
 def test_a_bound_that_cannot_be_evaluated_is_named():
