@@ -183,7 +183,25 @@ def _blocks(code: list[Instruction]) -> list[Block]:
     for block, target, conditional in calls:
         if not any(each.instructions[-1].name.startswith("RET") for each in _reached(target)):
             block.next = [target, *block.next] if conditional else [target]
+    _follow_tables(blocks)
     return blocks
+
+
+def _follow_tables(blocks: list[Block]) -> None:
+    """Edges of BRX, which jumps by a table that the listing does not show: to each piece of code that is not reached
+    otherwise."""
+    ends = [block.instructions[-1] for block in blocks]
+    tables = [block for block, end in zip(blocks, ends, strict=True) if end.name.startswith(("BRX", "JMX"))]
+    rare = {end.target for end in ends if end.name.startswith(("CALL", "BRA.DIV"))}
+    known = _reached(blocks[0])
+    for block in blocks if tables else ():
+        if block not in known:
+            known |= _reached(block)
+            first = block.instructions[0]
+            # Behind the last instruction there are a jump to itself and NOPs.
+            if first.address not in rare and first.name != "NOP" and first.target != first.address:
+                for table in tables:
+                    table.next.append(block)
 
 
 def _reached(start: Block) -> set[Block]:

@@ -7,6 +7,7 @@ and reductions have regions of statements. Only what tools/loop_trips.py needs i
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -50,62 +51,89 @@ _NAME = r"%[\w.$-]+(?:#\d+)?"
 _ASSIGNED = re.compile(r"^(%[\w.$-]+)(?::(\d+))? = (.*)$")
 
 
+class _Names:
+    """Values by name, region by region.
+
+    A name holds up to the end of its region, and the printer gives it again to a value of another one. Here each value
+    has a name of its own: the one that is printed, for later values with their number behind it.
+    """
+
+    def __init__(self) -> None:
+        self.scopes: list[dict[str, str]] = [{}]
+        self._given: Counter[str] = Counter()
+
+    def define(self, name: str) -> str:
+        """A new value, in the innermost region."""
+        self._given[name] += 1
+        number = self._given[name]
+        self.scopes[-1][name] = name if number == 1 else f"{name}'{number}"
+        return self.scopes[-1][name]
+
+    def find(self, name: str) -> str:
+        """The value of that name in the innermost region that has one."""
+        return next((scope[name] for scope in reversed(self.scopes) if name in scope), name)
+
+
 def parse(ir: str) -> Region:
     """The body of the kernel; its arguments are the launch's pointers and numbers by name."""
-    function = Region()
+    function, names = Region(), _Names()
     open_regions = [function]
     for raw in ir.splitlines():
         line = re.sub(r" loc\([^()]*(?:\([^()]*\))*[^()]*\)", "", raw).strip()
         if line.startswith("tt.func"):
-            function.arguments = re.findall(r"(%[\w.$-]+):", line)
+            function.arguments = [names.define(name) for name in re.findall(r"(%[\w.$-]+):", line)]
         elif line.startswith("^bb") or line.startswith("} do {") or line.startswith("} else {"):
             if line.startswith("}"):
-                _next_region(open_regions)
+                _close(open_regions, names)
+                _open(open_regions, names)
             elif len(open_regions) > 1:  # blocks of the function itself are those behind an early return
-                open_regions[-1].arguments = re.findall(r"(%[\w.$-]+):", line)
+                open_regions[-1].arguments = [names.define(name) for name in re.findall(r"(%[\w.$-]+):", line)]
         elif line.startswith("}"):
             if len(open_regions) > 1:
-                open_regions.pop()
+                _close(open_regions, names)
         elif line and not line.startswith(("#", "module", "//")):
-            statement = _statement(line)
+            statement, inner = _statement(line, names)
             open_regions[-1].body.append(statement)
             if line.endswith("{"):
-                statement.regions.append(Region())
-                open_regions.append(statement.regions[-1])
-                _bind_arguments(statement)
+                _open(open_regions, names)
+                open_regions[-1].arguments = [names.define(name) for name in inner]
     return function
 
 
-def _next_region(open_regions: list[Region]) -> None:
-    """Else after then; the body of a while after its condition."""
-    open_regions.pop()
+def _open(open_regions: list[Region], names: _Names) -> None:
+    """The next region of the last statement: after then comes else, after the condition of a while its body."""
     owner = open_regions[-1].body[-1]
     owner.regions.append(Region())
     open_regions.append(owner.regions[-1])
+    names.scopes.append({})
 
 
-def _statement(line: str) -> Statement:
+def _close(open_regions: list[Region], names: _Names) -> None:
+    open_regions.pop()
+    names.scopes.pop()
+
+
+def _statement(line: str, names: _Names) -> tuple[Statement, list[str]]:
+    """A line's statement, and the names that it gives to a loop's variable and to what the loop carries."""
     assigned = _ASSIGNED.match(line)
     results, rest = [], line
     if assigned:
         name, count, rest = assigned.groups()
         results = [name] if count is None else [f"{name}#{at}" for at in range(int(count))]
     op = re.match(r'"?([\w.]+)', rest)
-    values = re.split(r" : |-> ", rest)[0]
-    return Statement(results, op[1] if op else "", re.findall(_NAME, values), rest)
-
-
-def _bind_arguments(statement: Statement) -> None:
-    """Names that a loop's line gives to its variable and to what it carries, and the operands without them."""
-    pairs = re.findall(rf"({_NAME}) = ({_NAME})", statement.line)
+    statement = Statement([], op[1] if op else "", re.findall(_NAME, re.split(r" : |-> ", rest)[0]), rest)
+    inner: list[str] = []
+    pairs = re.findall(rf"({_NAME}) = ({_NAME})", rest)
     if statement.op == "scf.for":
-        (variable, low), carried = pairs[0], pairs[1:]
-        high, step = re.search(rf" to ({_NAME}) step ({_NAME})", statement.line).groups()
-        statement.regions[0].arguments = [variable, *(name for name, _ in carried)]
-        statement.operands = [low, high, step, *(value for _, value in carried)]
+        high, step = re.search(rf" to ({_NAME}) step ({_NAME})", rest).groups()
+        inner, (low, *carried) = (list(each) for each in zip(*pairs, strict=True))
+        statement.operands = [low, high, step, *carried]
     elif statement.op == "scf.while":
-        statement.regions[0].arguments = [name for name, _ in pairs]
-        statement.operands = [value for _, value in pairs]
+        inner, statement.operands = ([pair[at] for pair in pairs] for at in (0, 1))
+    # Operands are those before the statement: a result may have the name of one.
+    statement.operands = [names.find(name) for name in statement.operands]
+    statement.results = [names.define(name) for name in results]
+    return statement, inner
 
 
 # --- what leads to a bound --------------------------------------------------------------------------------------------
