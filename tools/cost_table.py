@@ -73,9 +73,9 @@ INTRODUCTION = """\
 Made by `make kernel-costs` with Triton {}, without a GPU. Instructions are counted in the machine code; times are
 predicted by the model of `tools/gpu_model.py`, not measured. Instructions are thread instructions a pair of candidate
 and behaviour, for Dice a row. *In tiles* are those in a loop within a loop; the columns behind it have all of them by
-kind. *KB* is shared memory of a program, *warps* what a multiprocessor holds, *spills* instructions on local memory, in
-parentheses those in tiles. [performance.md](../performance.md#what-a-kernel-costs) says how far counts and times are
-from measured ones."""
+kind. *KB* is shared memory of a program, *warps* what a multiprocessor holds (0: it has less shared memory than a
+program takes, and the time is that of one at once), *spills* instructions on local memory, in parentheses those in
+tiles. [performance.md](../performance.md#what-a-kernel-costs) says how far counts and times are from measured ones."""
 
 
 def page(rows: list[dict[str, Any]], version: str) -> str:

@@ -74,7 +74,7 @@ class Cost(NamedTuple):
     key: str  # of the compiled kernel
     registers: int
     shared: int  # bytes of a program
-    programs: int  # that a multiprocessor holds
+    programs: int  # that a multiprocessor holds; 0 where it has less shared memory than one takes
     warps: int  # of a program
     in_tiles: Counter[str]  # warp instructions in loops within a loop, by kind
     work: Work
@@ -101,7 +101,7 @@ def cost(chip: gpu_model.Chip, launch: Launch) -> Cost:
     products = trips.products if kinds["tensor"] else {}
     longest = float(of_program.max() / of_program.mean())
     memory = _memory(launch.arguments, trips.requested)
-    work = Work(kinds, shared_bytes, products, memory, trips.programs, longest, warps, resident)
+    work = Work(kinds, shared_bytes, products, memory, trips.programs, longest, warps, max(resident, 1))
     return Cost(
         launch.name, launch.kernel.hash, registers, shared, resident, warps, in_tiles, work, machine_code.spills(code)
     )

@@ -265,7 +265,15 @@ class Evaluator:
         if op in ("tt.get_program_id", "tt.get_num_programs"):
             axis = "xyz".index(line.split()[1])
             return np.int64((self.program if op == "tt.get_program_id" else self.grid)[axis])
+        # Each result once a program: what a loop draws depends on how fast other programs are.
+        if op == "tt.atomic_rmw" and line.split()[1] == "add," and not self.values.keys() & set(statement.results):
+            return self._ticket(*values)
         raise ValueError(f"a loop's bound depends on {op}, which tools/loop_trips.py does not evaluate: {line}")
+
+    def _ticket(self, counter: Pointer, added: Any, mask: Any) -> Any:
+        """What a program finds in a counter to which each program adds: they come in the order of their numbers."""
+        (x, y, z), (width, height, _) = self.program, self.grid
+        return counter.load(mask, None) + added * (x + width * (y + height * z))
 
 
 def _extended(statement: Statement, value: Any) -> Any:

@@ -277,6 +277,41 @@ def test_a_name_that_is_given_again_is_another_value():
     assert [loop.trips.tolist() for loop in second.inner] == [[6], [7]]
 
 
+TICKET = """
+  tt.func public @kernel(%count: !tt.ptr<i64>, %n: i32) {
+    %c0 = arith.constant 0 : i32
+    %c1 = arith.constant 1 : i32
+    %one = arith.constant 1 : i64
+    %true = arith.constant true
+    %0 = tt.get_num_programs x : i32
+    %1 = tt.get_num_programs y : i32
+    %2 = arith.muli %0, %1 : i32
+    %3 = arith.subi %2, %c1 : i32
+    %last = arith.extsi %3 : i32 to i64
+    %before = tt.atomic_rmw add, acq_rel, gpu, %count, %one, %true : (!tt.ptr<i64>, i64, i1) -> i64
+    %4 = arith.cmpi eq, %before, %last : i64
+    scf.if %4 {
+      scf.for %t = %c0 to %n step %c1  : i32 {
+        %5 = tt.mystery %t : i32
+      }
+    }
+    tt.return
+  }
+"""
+
+
+def test_the_program_with_the_last_ticket_runs_a_loop_alone():
+    call = {"count": torch.zeros((), dtype=torch.int64), "n": 7}
+    assert [loop.trips.tolist() for loop in loop_trips.trips(TICKET, (2, 3), call).loops] == [[0, 0, 0, 0, 0, 7]]
+    with pytest.raises(ValueError, match=r"depends on tt\.atomic_rmw"):
+        loop_trips.trips(TICKET.replace("atomic_rmw add", "atomic_rmw xchg"), (2, 3), call)
+    # A ticket in a loop.
+    before, drawn = TICKET.split("%before")[0], "%before" + TICKET.split("%before", 1)[1].split("tt.return")[0]
+    looped = f"{before}scf.for %i = %c0 to %n step %c1  : i32 {{\n{drawn}}}\n    tt.return\n  }}"
+    with pytest.raises(ValueError, match=r"depends on tt\.atomic_rmw"):
+        loop_trips.trips(looped, (2, 3), call)
+
+
 def test_a_bound_that_cannot_be_evaluated_is_named():
     unknown = WHILE.replace("arith.subi %y, %c3", "tt.mystery %y, %c3")
     with pytest.raises(ValueError, match=r"depends on tt\.mystery"):
