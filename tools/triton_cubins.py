@@ -324,7 +324,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """The unit's kernels over all pairs of a few calls, chips side by side: registers, spills (in tiles), shared memory."""
+    """The unit's kernels over all pairs, of a few calls, by chip: registers, spills (in tiles), shared memory."""
     named = list(dict.fromkeys(row["chip"] for row in rows))
     lines = [f"| kernel | {' | '.join(named)} |", "|---" * (len(named) + 1) + "|"]
     for call in MAIN:
