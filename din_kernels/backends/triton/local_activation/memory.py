@@ -49,6 +49,8 @@ def bound(columns: int, widths: tuple[int, ...], itemsize: int, kind: str, shape
     times = 2 if kind != FORWARD and not ordinary else 1
     if rows >= MOST:  # products of warp groups, which read one layout both ways; of fp32 in parts
         held = (1 if ordinary or itemsize == 2 else 2) * weights + times * tile
+    elif kind != FORWARD and itemsize == 4 and shape.precision == "bf16x6":
+        held = 3 * weights + tile  # three parts of 2 bytes in two layouts
     else:
         held = times * (weights + tile)
     term = TERM_ROWS * columns + 2 * MOST * MOST
