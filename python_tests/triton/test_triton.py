@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -64,12 +65,12 @@ HOUSE = [(128, (80, 40), 2), (128, (80, 40), 4), (48, (36,), 4), (64, (80, 40), 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize(("columns", "widths", "itemsize"), HOUSE)
 def test_tiles_fit_a_chip_or_the_unit_is_refused_by_name(columns, widths, itemsize, backward, limit):
-    from din_kernels.backends.triton.local_activation.memory import Shape, bound, fitting, refuses
+    from din_kernels.backends.triton.local_activation.memory import FORWARD, KINDS, Shape, bound, fitting, refuses
 
     folded, grouped = Shape(True, 1, 64, 2, 4, "tf32"), Shape(False, 4, 16, 2, 4, "tf32")
-    for wanted in (folded, grouped):
-        found = fitting(columns, widths, itemsize, backward, wanted, folded, limit)
-        fits = bound(columns, widths, itemsize, backward, found) <= limit
+    for wanted, kind in itertools.product((folded, grouped), KINDS if backward else (FORWARD,)):
+        found = fitting(columns, widths, itemsize, kind, wanted, folded, limit)
+        fits = bound(columns, widths, itemsize, kind, found) <= limit
         reason = refuses(columns, columns, widths, itemsize, backward, limit)
         assert fits or re.search(rf"D = {columns} and H = .* bytes of shared memory, of which", reason)
         assert found.group * found.length >= 16
@@ -101,7 +102,8 @@ first = kernels(32)
 assert all(first.values())
 for size in (33, 1):
     for name, found in kernels(size).items():
-        assert found == first[name], (name, found ^ first[name])
+        # The pairs of one user's candidates are counted, so nothing is left for kernels that take what was not expected.
+        assert found == first[name] or (size == 1 and found < first[name]), (name, found ^ first[name])
 print("same")
 """
 
