@@ -102,7 +102,7 @@ first = kernels(32)
 assert all(first.values())
 for size in (33, 1):
     for name, found in kernels(size).items():
-        # The pairs of one user's candidates are counted, so nothing is left for kernels that take what was not expected.
+        # One user's pairs are counted, so nothing is left for the kernels that take what was not expected.
         assert found == first[name] or (size == 1 and found < first[name]), (name, found ^ first[name])
 print("same")
 """
