@@ -85,7 +85,7 @@ test-cpu-sanitized: $(BUILT)
 test-cpu-threads:
 	mkdir -p build
 	c++ -std=c++17 -O1 -g -fsanitize=thread -DDIN_KERNELS_STD_THREADS -DDIN_KERNELS_ISA=baseline \
-	    -Icsrc/include -Icsrc/cpu csrc/cpu/*/*.cpp -pthread -o build/threads
+	    -Icsrc/include -Icsrc/cpu $(filter-out csrc/cpu/tests/%,$(wildcard csrc/cpu/*/*.cpp)) csrc/cpu/tests/threads.cpp -pthread -o build/threads
 	build/threads
 
 lint: $(BUILT)
