@@ -364,6 +364,8 @@ def main() -> int:
                 most = min(CHIPS[chip].shared_per_block, bound or CHIPS[chip].shared_per_block)
                 if row["shared"] > most:
                     wrong.append(f"{chip}, {name}: {kernel_name} takes {row['shared']} bytes of {most}")
+                if chip == "sm_90" and "wgmma" in row["matrix"]:
+                    wrong.append(f"{chip}, {name}: {kernel_name} takes wgmma, with which runs differed on hardware")
                 if kernel.metadata.tmem_size > TENSOR_MEMORY:
                     wrong.append(
                         f"{chip}, {name}: {kernel_name} takes {kernel.metadata.tmem_size} columns of tensor memory"

@@ -11,14 +11,13 @@ one by more than 2 %. Last comes the average length from which 16-bit rows are f
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from din_kernels import files
 from din_kernels.backends import unavailable, use_backend
 from din_kernels.backends.triton import chips
 from din_kernels.backends.triton.local_activation.memory import FORWARD, KINDS
-from din_kernels.backends.triton.local_activation.plan import tile_of
 from din_kernels.benchmarking.gpu import on_gpu
+from din_kernels.benchmarking.gpu_search import configured, forget
 from din_kernels.benchmarking.shapes import SHAPES, Inputs, Shape, inputs_of
 
 CONFIGS = Path(chips.__file__).parent / "configs" / "local_activation.json"
@@ -48,29 +47,8 @@ def candidates(path: str) -> list[dict[str, int]]:
     tiles = [(1, length) for length in (16, 32, 64, 128)] if path == "folded" else [(2, 8), (4, 8), (8, 8), (4, 16)]
     return [
         {"group": group, "length": length, "num_warps": warps, "num_stages": stages}
-        for (group, length), warps, stages in itertools.product(tiles, (4, 8), (1, 2, 3))
+        for (group, length), warps, stages in itertools.product(tiles, (2, 4, 8), (1, 2, 3))
     ]
-
-
-def forget() -> None:
-    """What was made of the stored configurations."""
-    chips.configuration.cache_clear()
-    tile_of.cache_clear()
-
-
-@contextlib.contextmanager
-def configured(chip: str, size: str, **own: Any) -> Iterator[None]:
-    """Within the block, `own` overrides what is stored for the chip and element size."""
-    table = chips.stored("local_activation")
-    kept = json.dumps(table)
-    table.setdefault(chip, {}).setdefault(size, {}).update(own)
-    forget()
-    try:
-        yield
-    finally:
-        table.clear()
-        table.update(json.loads(kept))
-        forget()
 
 
 def call_of(inputs: Inputs, backward: bool) -> Callable[[], Any]:
@@ -125,7 +103,11 @@ def run_try(chip: str, size: str, path: str, kind: str, candidate, measure: Call
     """`measure` of the path's call under a candidate; None where it does not compile or launch."""
     own: dict[str, Any] = {"fold_from": 0 if path == "folded" else NEVER}  # whatever the lengths, this path
     key = key_of(path, kind)
-    with configured(chip, size, **own, **({} if candidate is None else {key: candidate})):
+    if candidate is not None:
+        if candidate["group"] * candidate["length"] > chips.most_rows(chip):
+            return None
+        own[key] = candidate
+    with configured(chip, {size: own}):
         try:
             return measure(call_of(inputs_for(*PATHS[size, path]), kind != FORWARD))
         except Exception as error:  # too much shared memory, say
@@ -161,7 +143,7 @@ def fold_from(chip: str) -> int:
         call = call_of(on_gpu(inputs_of(shape)), backward=True)
         times = []
         for first in (0, NEVER):
-            with configured(chip, "16 bit", fold_from=first):
+            with configured(chip, {"16 bit": {"fold_from": first}}):
                 call()
                 times.append(milliseconds(call))
         print(f"16 bit, {length} behaviours: folded {times[0]:.3f} ms, grouped {times[1]:.3f} ms", flush=True)
@@ -183,7 +165,8 @@ def search(chip: str) -> dict[str, Any]:
         time, chosen = min(times, key=lambda each: each[0])
         print(f"{size} {key}: {time:.3f} ms with {chosen or 'what is stored'}, stored {stored:.3f} ms", flush=True)
         if chosen is not None and time < 0.98 * stored:
-            table.setdefault(chip, {}).setdefault(size, {})[key] = chosen
+            stored_here = table.setdefault(chip, {}).setdefault(size, {})
+            stored_here[key] = stored_here.get(key, {}) | chosen
     return table
 
 

@@ -21,18 +21,15 @@ from unittest import mock
 import torch
 
 from din_kernels.backends.triton import chips
+from din_kernels.backends.triton.local_activation.memory import FORWARD, KINDS
 from din_kernels.benchmarking import gpu, gpu_dice, gpu_profile
 from din_kernels.benchmarking.shapes import SHAPES, inputs_of
 
-BACKWARD = [{"length": 32, "num_warps": 4}, {"length": 64, "num_warps": 4}, {"length": 64, "num_warps": 8}]
 UNIT = [
-    {"shape": shape, "size": size, "own": {key: own}}
+    {"shape": shape, "size": size, "own": {key: {"length": 32, "num_warps": warps}}}
     for shape, size in (("gpu_train", "16 bit"), ("uniform100", "32 bit"))
-    for key, many in (
-        ("folded", [{"length": 64, "num_warps": 4}, {"length": 128, "num_warps": 4}, {"length": 32, "num_warps": 4}]),
-        ("folded_backward", BACKWARD),
-    )
-    for own in many
+    for key in ("folded", *(f"folded, {kind}" for kind in KINDS if kind != FORWARD))
+    for warps in (2, 4, 8)
 ]
 DICE = [
     {"kernel": "statistics", "itemsize": 2, "own": {"vector": 8, "rows": 4, "warps": 16, "resident": 2}},
@@ -72,6 +69,11 @@ def forget() -> None:
 def configured(chip: str, own: dict[str, Any]) -> Iterator[None]:
     """Within the block, `own` overrides what is stored for the unit on the chip."""
     table = chips.stored("local_activation")
+    sizes = [size for of_chip in table.values() for size in of_chip.values() if isinstance(size, dict)]
+    known = {key for size in sizes for key in size}
+    for key in (key for of_size in own.values() for key in of_size):
+        if key not in known:
+            raise ValueError(f"a candidate must override one of {', '.join(sorted(known))}, got {key!r}")
     changed = table | {chip: over(table.get(chip, {}), own)}
     try:
         with mock.patch.object(chips, "stored", lambda op: changed):
@@ -104,7 +106,7 @@ def search(deadline: float, tries: dict[str, list[dict[str, Any]]]) -> Iterator[
         try:
             if kind == "unit":
                 calls = gpu.variants(gpu.on_gpu(inputs_of(SHAPES[each["shape"]])), ["triton"])["triton"]
-                call = calls[any("backward" in key for key in each["own"])]
+                call = calls[any("," in key for key in each["own"])]  # "folded, rows" is of a backward
                 inside = configured(chip, {each["size"]: each["own"]})
             else:
                 dtype = torch.bfloat16 if each["itemsize"] == 2 else torch.float32

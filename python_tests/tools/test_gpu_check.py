@@ -179,6 +179,13 @@ def test_a_candidate_is_in_force_within_its_block_alone():
     with gpu_search.configured("sm_90", {"16 bit": {"folded": {"length": 1024}}}):
         assert length() == 1024
     assert length() == before
+    # A key that no kernel reads would compare what is stored with itself.
+    for each in gpu_search.candidates(None)["unit"]:
+        with gpu_search.configured("sm_90", {each["size"]: each["own"]}):
+            pass
+    with pytest.raises(ValueError, match="must override one of .*folded, rows.*, got 'folded_backward'"):
+        with gpu_search.configured("sm_90", {"16 bit": {"folded_backward": {"length": 32}}}):
+            pass
     with gpu_search.launched("sums", 2, {"rows": 16}):
         assert run.SHAPES["sums", 2].rows == 16
     assert run.SHAPES["sums", 2].rows != 16

@@ -49,11 +49,13 @@ MATRIX = {"sm_80": "mma", "sm_89": "mma", "sm_90": "mma", "sm_100": "tcgen05"}
 def test_forward_kernels_compile_without_a_gpu_spill_nothing_and_keep_to_the_shared_memory_they_were_taken_to_need(
     chip,
 ):
-    also = {"sm_89": ["wide"], "sm_90": ["dice", "mba_penalty", "sparse_update, rowwise_adagrad"]}.get(chip, [])
+    also = {"sm_89": ["wide"], "sm_90": ["real, bf16", "dice", "mba_penalty", "sparse_update, rowwise_adagrad"]}.get(
+        chip, []
+    )
     done = run("-W", "ignore", "tools/triton_cubins.py", "--forward", "--chips", chip, "--calls", "gpu_train", *also)
     assert done.returncode == 0, done.stderr[-3000:]
     forward = next(line for line in done.stdout.splitlines() if "forward_kernel" in line)
-    assert MATRIX[chip] in forward and "tanh.approx" in forward and "spills 0" in forward
+    assert f"matrix {MATRIX[chip]}" in forward and "tanh.approx" in forward and "spills 0" in forward
     assert all(name.split(",")[0] in done.stdout for name in also)
 
 
@@ -84,6 +86,12 @@ def test_tiles_become_shorter_then_one_stage_then_folded_then_ieee():
     grouped = [(False, 8, 2, "tf32"), (False, 4, 2, "tf32"), (False, 4, 1, "tf32")]
     alone = [(True, 32, 2, "tf32"), (True, 16, 2, "tf32"), (True, 16, 1, "tf32"), (True, 16, 1, "ieee")]
     assert found == grouped + alone
+
+
+def test_on_hopper_no_kernel_of_the_unit_takes_products_of_warp_groups():
+    done = run("-W", "ignore", "tools/triton_cubins.py", "--chips", "sm_90", "--calls", "gpu_train", "real, bf16")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "upper_layers_kernel" in done.stdout and "matrix mma" in done.stdout and "wgmma" not in done.stdout
 
 
 SIZES = """
@@ -156,6 +164,8 @@ def test_every_stored_configuration_launches_powers_of_two_and_16_rows_or_more(o
                 if path == "fold_from":
                     continue
                 shape = chips.stored(op)["default"][size].get(path, {}) | own
+                if chip != "default":
+                    assert shape["group"] * shape["length"] <= chips.most_rows(chip), (chip, path)
                 numbers = [shape[key] for key in ("group", "length", "num_warps")]
                 assert all(number & (number - 1) == 0 for number in numbers), (chip, path)
                 assert shape["group"] * shape["length"] >= 16, (chip, path)

@@ -30,6 +30,12 @@ def chip(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
+def most_rows(chip: str) -> int:
+    """Rows that a tile may have. From 64 on Triton takes products of warp groups on Hopper, wgmma, with which runs of
+    the same inputs differed on an H200 (docs/performance.md)."""
+    return 32 if chip == "sm_90" else 128
+
+
 @functools.cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a program may have. Interpreted, as on an H100; on AMD, whose compiler keeps other

@@ -260,7 +260,6 @@ class _Backward:
         to = upper_places(unit.widths, unit.hidden)
         upper = torch.empty(self.upper.programs, to.size, **self.wide)
         again = self.made._replace(sums=0)  # the sums are made once
-        counts = [0, 0, 0]  # programs whose parts were written
         for number, chunk in enumerate(chunks(call) if call.queries else ()):
             folded = chunk.inputs.folded
             out = FirstGrads(
@@ -272,10 +271,9 @@ class _Backward:
                 self._launch_first(chunk, again, out, room, turn % 2, resumed)
                 if unit.hidden:
                     self._launch_upper(chunk, again, upper, room, turn % 2, resumed)
-            counts = [self.first.programs, 0, self.upper.programs]
             if folded is not None:
                 self.outer.add(chunk, out.folded, self.query)
-        query, weights, biases = self._finish(grads, first, upper, to, counts)
+        query, weights, biases = self._finish(grads, first, upper, to)
         if self.outer is not None:
             weight_outer = self.outer.weight_outer.view(unit.dim, unit.widths[0], unit.dim).transpose(0, 1)
             every = [weights[0], self.outer.weight_k, weight_outer.reshape(unit.widths[0], -1)]
@@ -287,7 +285,7 @@ class _Backward:
             history = [table.new_empty(0) for table in call.inputs.history.tables]
         return LocalActivationGradients(query, history, weights, biases, params)
 
-    def _finish(self, grads: LocalActivationGrads, first, upper, to, counts: list[int]):
+    def _finish(self, grads: LocalActivationGrads, first, upper, to):
         """Gradients of the query, of the weights (for outer of Wq alone in place of the first) and of the biases."""
         call, unit, given = self.call, self.call.unit, self.call.given
         query = [
@@ -327,9 +325,9 @@ class _Backward:
                 upper,
                 tuple(weights),
                 tuple(biases),
-                counts[0],
+                self.first.programs if call.queries else 0,  # without candidates no part was written
                 programs,
-                counts[2],
+                self.upper.programs if call.queries else 0,
             ),
             {
                 "UNIT": unit,
