@@ -222,6 +222,8 @@ def test_outer_is_the_same_in_chunks_of_candidates(monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", ["folded", "grouped", "split", "no hidden layer"])
 def test_gradients_are_the_same_in_chunks_of_places(monkeypatch, shape, layout, dtype):
+    if layout == "query_to_user":
+        torch.use_deterministic_algorithms(False)  # else candidates that share a history are not taken in chunks
     monkeypatch.setattr(run_backward, "places_that_fit", lambda *_: 29)
     holds(make_case("concat", "sigmoid", "softmax", layout, **SHAPES[shape]), dtype)
 
@@ -230,7 +232,14 @@ def test_gradients_are_the_same_in_chunks_of_places(monkeypatch, shape, layout, 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_more_pairs_than_even_candidates_would_have_get_their_gradients(monkeypatch, normalize, size):
     """Without returned weights the host does not know their number: here it is twice that of even candidates."""
+    torch.use_deterministic_algorithms(False)  # else each kernel goes down its tiles itself
     monkeypatch.setattr(run_backward, "places_that_fit", lambda *_: size)
+    rooms, chunks_of_places = [], run_backward._Backward._chunks_of_places
+    monkeypatch.setattr(
+        run_backward._Backward,
+        "_chunks_of_places",
+        lambda self: (rooms.append(room) or room for room in chunks_of_places(self)),
+    )
     generator = torch.Generator().manual_seed(0)
     unit = dk.nn.LocalActivationUnit(19, (24, 9), normalize=normalize)
     leaves = [torch.randn(rows, 19, generator=generator).requires_grad_() for rows in (5, 100)]
@@ -242,6 +251,9 @@ def test_more_pairs_than_even_candidates_would_have_get_their_gradients(monkeypa
         found[backend] = torch.autograd.grad(pooled, [*leaves, *unit.parameters()], towards)
     for ours, right in zip(*found.values(), strict=True):
         torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
+    # No chunk leaves more than its room holds; the last, which goes past what was expected, has none.
+    assert rooms[-1].layers is None and len(rooms) > 1
+    assert all(room.chunk[3] - room.chunk[2] <= len(room.layers) for room in rooms[:-1])
 
 
 def test_float64_is_refused_with_a_reason():
